@@ -1,0 +1,65 @@
+# Every target sets up what it needs from a fresh clone, and is quick when nothing changed.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+# The first Python on the machine that is new enough.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := $(VENV)/.runtime
+DEV := $(VENV)/.dev
+PIP := $(BIN)/pip --quiet --disable-pip-version-check
+PEERS := tests/interop/peers/install.py
+
+.PHONY: help
+help: ## show this
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /|/' | while IFS='|' read -r t d; do printf '  make %-10s %s\n' "$$t" "$$d"; done
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer with venv is needed; set PYTHON=/path/to/python" >&2; exit 1; }
+	@echo "setting up $(VENV) with $$($(PYTHON) --version)" >&2
+	@$(PYTHON) -m venv $(VENV)
+
+$(RUN): pyproject.toml | $(BIN)/python
+	@$(PIP) install --editable .
+	@touch $@
+
+$(DEV): pyproject.toml | $(BIN)/python
+	@$(PIP) install --editable '.[dev]'
+	@touch $(RUN) $@
+
+.PHONY: demo
+demo: $(RUN) ## a worker and a caller in one process: see a stream
+	@$(BIN)/ingress demo
+
+.PHONY: test
+test: $(DEV) ## every test that needs no service; with a real 1.6.1 client where its wheel installs
+	@$(BIN)/python -m pytest
+	@if $(BIN)/python $(PEERS) --if-available 1.6.1; then $(BIN)/python -m pytest tests/interop -m smoke; fi
+
+.PHONY: interop
+interop: $(DEV) ## real Dynamo clients and workers of every supported release
+	@$(BIN)/python $(PEERS)
+	@$(BIN)/python -m tests.interop
+
+.PHONY: compatibility
+compatibility: $(DEV) ## write what real peers do into docs/compatibility.md
+	@$(BIN)/python $(PEERS)
+	@INGRESS_WRITE_DOCS=1 $(BIN)/python -m tests.interop
+
+.PHONY: bench
+bench: $(DEV) ## this worker and the real one under the same load, side by side
+	@$(BIN)/python $(PEERS) 1.6.1
+	@$(BIN)/python -m tests.bench
+
+.PHONY: lint
+lint: $(DEV) ## format, lint and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+.PHONY: format
+format: $(DEV) ## put the code into its form
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
