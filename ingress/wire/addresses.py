@@ -1,0 +1,69 @@
+"""Dial-back addresses: a strict grammar, decided by ``ipaddress`` and never by a resolver.
+
+Accepted are ``a.b.c.d:port``, ``[v6]:port``, and a bare IPv6 address split at its last colon, which released callers
+from 1.1.1 to 1.5.1 write. Source: docs/wire.md §3.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+from attrs import frozen
+
+from ..errors import DialBackRefused
+
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_ADDRESS = re.compile(r"(?:\[(?P<bracketed>[0-9A-Fa-f:.]+)\]|(?P<bare>[0-9A-Fa-f:.]+)):(?P<port>[0-9]{1,5})", re.ASCII)
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+@frozen
+class SocketAddress:
+    """A literal address and port."""
+
+    ip: IpAddress
+    port: int
+
+    @property
+    def host(self) -> str:
+        return str(self.ip)
+
+    @property
+    def forms(self) -> frozenset[IpAddress]:
+        """The address and the IPv4 address inside a 6to4 or NAT64 form: what is dialled, and where it leads."""
+        return frozenset({self.ip, unwrap(self.ip)})
+
+
+def parse_address(text: str) -> SocketAddress:
+    """Read a dial-back address; an IPv4-mapped one becomes IPv4.
+
+    Raises:
+        DialBackRefused: it is none of the three forms, or the port is not within 1 to 65535.
+    """
+    match = _ADDRESS.fullmatch(text)
+    if match is None:
+        raise DialBackRefused(f"dial-back address {text[:200]!r} is neither a.b.c.d:port nor [v6]:port")
+    port = int(match["port"])
+    if not 1 <= port <= 65535:
+        raise DialBackRefused(f"dial-back address {text[:200]!r}: port must be 1 to 65535")
+    try:
+        ip = ipaddress.ip_address(match["bracketed"] or match["bare"])
+    except ValueError as exc:
+        raise DialBackRefused(f"dial-back address {text[:200]!r}: {exc}") from exc
+    if match["bracketed"] and ip.version == 4:
+        raise DialBackRefused(f"dial-back address {text[:200]!r}: brackets are for IPv6")
+    return SocketAddress(getattr(ip, "ipv4_mapped", None) or ip, port)
+
+
+def unwrap(ip: IpAddress) -> IpAddress:
+    """Return the IPv4 address that an IPv6 form stands for, or the address itself."""
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is not None:
+            return ip.ipv4_mapped
+        if ip.sixtofour is not None:
+            return ip.sixtofour
+        if ip in _NAT64:
+            return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    return ip

@@ -1,0 +1,110 @@
+"""Names and discovery records as bytes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingress.errors import DeserializationError
+from ingress.testing import _strategies as wire
+from ingress.wire.records import MAX_RECORD_SIZE, EndpointId, InstanceRecord, check_name
+
+RECORD = InstanceRecord(EndpointId("demo", "backend", "generate"), 0x10, {"tcp": "127.0.0.1:1/10/generate"})
+
+
+def changed(**fields: Any) -> bytes:
+    return json.dumps(json.loads(RECORD.encode()) | fields).encode()
+
+
+@given(wire.instance_records())
+def test_a_record_comes_back_as_it_was_also_by_its_file_name(record: InstanceRecord) -> None:
+    assert InstanceRecord.decode(record.encode(), file_name=record.file_name) == record
+
+
+@given(wire.instance_records())
+def test_a_record_is_written_in_the_order_of_released_workers(record: InstanceRecord) -> None:
+    order = ["type", "component", "endpoint", "namespace", "instance_id", "transport", "device_type"]
+    keys = list(json.loads(record.encode()))
+    assert keys == [key for key in [*order, "request_plane_codec"] if key in keys]
+
+
+@given(wire.instance_records())
+def test_a_key_is_one_file_name_and_ends_in_the_id_in_lower_hex(record: InstanceRecord) -> None:
+    assert "/" not in record.file_name
+    assert record.key.endswith(f"/{record.instance_id:x}")
+    assert record.tcp_target == (
+        record.transport["tcp"].split("/", 1)[0],
+        f"{record.instance_id:x}/{record.endpoint_id.endpoint}",
+    )
+
+
+@given(wire.endpoint_ids(dots=False))
+def test_an_endpoint_without_dots_in_its_names_survives_dotted_notation(endpoint_id: EndpointId) -> None:
+    assert EndpointId.parse(str(endpoint_id)) == EndpointId.parse(f"dyn://{endpoint_id}") == endpoint_id
+
+
+@given(wire.names())
+def test_every_name_the_strategy_makes_is_accepted(name: str) -> None:
+    assert check_name(name, "namespace") == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".hidden", "a/b", "a%2Fb", "a b", "a\n", "\x00", "é", "n" * 129, "a\\b"]
+)
+def test_k04_what_could_leave_its_directory_or_label_is_no_name(name: str) -> None:
+    with pytest.raises(ValueError, match=r"namespace .* must match"):
+        check_name(name, "namespace")
+    with pytest.raises(DeserializationError, match="must match"):
+        InstanceRecord.decode(changed(namespace=name))
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"no json",
+        b"[]",
+        b"null",
+        b'{"type":"Endpoint"}',
+        changed(instance_id="16"),
+        changed(instance_id=-1),
+        changed(instance_id=2**64),
+        changed(transport="tcp"),
+        changed(type="Model"),
+        changed(namespace=7),
+        b"[" * 100_000,
+        b'{"a":' * 12_000,
+        changed(padding="x" * MAX_RECORD_SIZE),
+    ],
+    ids=lambda raw: repr(raw[:20]),
+)
+def test_k02_what_is_no_record_is_a_deserialization_error(raw: bytes) -> None:
+    with pytest.raises(DeserializationError, match="discovery record"):
+        InstanceRecord.decode(raw)
+
+
+@given(st.binary(max_size=100) | wire.instance_records().map(lambda record: record.encode()[:-7]))
+def test_k02_garbage_gives_a_record_or_a_deserialization_error(raw: bytes) -> None:
+    with pytest.raises(DeserializationError):
+        InstanceRecord.decode(raw)
+
+
+def test_unknown_fields_and_foreign_transports_are_ignored() -> None:
+    raw = changed(later=[{"x": 1}], transport={"tcp": RECORD.transport["tcp"], "nats": {"subject": "s"}})
+    assert InstanceRecord.decode(raw) == RECORD
+
+
+def test_a_file_name_that_says_another_key_is_refused() -> None:
+    with pytest.raises(DeserializationError, match="holds key 'demo/backend/generate/10'"):
+        InstanceRecord.decode(RECORD.encode(), file_name="demo%2Fbackend%2Fgenerate%2F11")
+
+
+@pytest.mark.parametrize("transport", [{}, {"tcp": "127.0.0.1:1"}, {"nats": "s"}])
+def test_a_record_without_a_tcp_path_has_no_tcp_target(transport: dict[str, str]) -> None:
+    record = InstanceRecord.decode(changed(transport=transport))
+    with pytest.raises(DeserializationError, match="no tcp transport of the form host:port/path"):
+        _ = record.tcp_target
