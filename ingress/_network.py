@@ -1,0 +1,167 @@
+"""TCP byte streams: listening, connecting, and sending without blocking.
+
+The response pump sends what is ready at the moment an engine suspends, which needs a send that never waits. trio's own
+socket stream has none, so :class:`TcpStream` keeps the plain socket beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import sys
+
+import trio
+
+from .errors import StartupError
+
+# A silent peer on a dead link is noticed after 60 + 4 * 15 seconds.
+KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 60, 15, 4
+
+# Unacknowledged bytes on a dead link are given up after this long; at least the write-stall limit.
+USER_TIMEOUT_MS = 60_000
+
+DEFAULT_BACKLOG = 4096
+
+
+class TcpStream(trio.abc.HalfCloseableStream):
+    """A TCP connection that can also send without waiting; one task may send and one receive at a time."""
+
+    def __init__(self, raw: socket.socket) -> None:
+        raw.setblocking(False)
+        self._raw = raw
+        self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(raw))
+
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
+        """Send what the kernel takes now and return how many bytes that was; 0 when it takes none.
+
+        Raises:
+            trio.BrokenResourceError: the connection is gone.
+        """
+        try:
+            return self._raw.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as exc:
+            raise trio.BrokenResourceError(f"send failed: {exc}") from exc
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        return await self._stream.receive_some(max_bytes)
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    @property
+    def peer_host(self) -> str | None:
+        """The other end's address, an IPv4-mapped one as IPv4."""
+        try:
+            name = self._raw.getpeername()
+        except OSError:
+            return None
+        return str(name[0]).removeprefix("::ffff:") if isinstance(name, tuple) else None
+
+
+class TcpListener(trio.abc.Listener[trio.abc.Stream]):
+    """A listening TCP socket whose connections are :class:`TcpStream`."""
+
+    def __init__(self, raw: socket.socket) -> None:
+        raw.setblocking(False)
+        self._socket = trio.socket.from_stdlib_socket(raw)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, port = self._socket.getsockname()[:2]
+        return str(host), int(port)
+
+    async def accept(self) -> TcpStream:
+        """Wait for a connection; raises OSError as accept(2) does, EMFILE for one."""
+        try:
+            connection, _ = await self._socket.accept()
+        except OSError as exc:
+            if exc.errno == errno.EBADF:
+                raise trio.ClosedResourceError from exc
+            raise
+        # trio's socket is only the courier of the accepted descriptor: TcpStream wants the plain one.
+        raw = socket.socket(fileno=connection.detach())
+        _set_keepalive(raw)
+        return TcpStream(raw)
+
+    async def aclose(self) -> None:
+        self._socket.close()
+        await trio.lowlevel.checkpoint()
+
+
+class TcpNetwork:
+    """The real network; see :class:`ingress.abc.Network`. Stateless."""
+
+    async def open_listener(self, host: str, port: int) -> TcpListener:
+        try:
+            infos = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except OSError as exc:
+            raise StartupError(f"cannot listen on {host}: {exc.strerror or exc}") from exc
+        family, _, _, _, address = infos[0]
+        raw = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            if sys.platform != "win32":
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            raw.bind(address)
+            raw.listen(DEFAULT_BACKLOG)
+        except OSError as exc:
+            raw.close()
+            raise StartupError(f"cannot listen on {host}:{port}: {exc.strerror or exc}") from exc
+        return TcpListener(raw)
+
+    async def connect(self, host: str, port: int) -> TcpStream:
+        raw = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        connecting = trio.socket.from_stdlib_socket(raw)
+        try:
+            raw.setblocking(False)
+            _set_keepalive(raw)
+            await connecting.connect((host, port))
+        except BaseException:
+            raw.close()
+            raise
+        return TcpStream(raw)
+
+    def local_address(self, listener: trio.abc.Listener[trio.abc.Stream]) -> tuple[str, int]:
+        if not isinstance(listener, TcpListener):
+            raise TypeError(f"expected a listener of this network, got {type(listener).__name__}")
+        return listener.address
+
+    def peer_host(self, stream: trio.abc.Stream) -> str | None:
+        return stream.peer_host if isinstance(stream, TcpStream) else None
+
+
+def _set_keepalive(raw: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # an option the system lacks is no reason to refuse a connection
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if sys.platform == "linux":
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+
+
+def routable_host() -> str:
+    """Return this machine's first address that is not loopback, or loopback where there is none; sends no packet."""
+    for family, probe in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.connect((probe, 9))
+            host = str(sock.getsockname()[0])
+            if host not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+                return host
+    return "127.0.0.1"
+
+
+def join_host_port(host: str, port: int) -> str:
+    """Return ``host:port``, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

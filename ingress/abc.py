@@ -1,0 +1,244 @@
+"""What one subclasses, and what one receives.
+
+A third party implements one of the abstract classes here, points an entry point at it, and is done. The rest of the
+package depends on these and not the other way round.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Generic, Protocol, TypeVar
+
+import trio
+from attrs import field, frozen
+
+from .wire.messages import RequestControlMessage, StreamAddress
+from .wire.records import EndpointId, InstanceRecord
+
+RequestT = TypeVar("RequestT")
+InputT = TypeVar("InputT")
+
+
+# -- one pushed request ----------------------------------------------------------------------------------------------
+
+
+@frozen
+class Push:
+    """One payload as a request plane received it."""
+
+    path: str | None
+    """Names the endpoint; what the discovery record says, echoed by the caller. None where it is not UTF-8."""
+
+    payload: bytes = field(repr=False)
+    headers: Mapping[str, str] = field(factory=dict)
+    """Tracing and timestamps; nothing in them is required."""
+
+    peer_host: str | None = None
+    """IP address the request came from, or None where the plane cannot tell."""
+
+
+@frozen
+class ParsedRequest(Generic[RequestT]):
+    """What a shape makes of a payload: the request for the engine, and the control message it came with."""
+
+    request: RequestT
+    control: RequestControlMessage
+
+
+class Context(Protocol):
+    """What an engine may know of, and do to, the request it is working on."""
+
+    @property
+    def id(self) -> str:
+        """The caller's request id."""
+
+    @property
+    def endpoint(self) -> EndpointId:
+        """The endpoint that was called."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The metadata map of the control message."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The request headers: ``traceparent``, ``tracestate``, ``request-id`` where the caller sent them."""
+
+    @property
+    def is_stopped(self) -> bool:
+        """True once the caller wants no more, by stop, kill or going away."""
+
+    @property
+    def is_killed(self) -> bool:
+        """True once nothing that is still produced can reach the caller."""
+
+    async def stopped(self) -> None:
+        """Wait until ``is_stopped``."""
+
+    def stop(self) -> None:
+        """End the answer here, as if the caller had asked for it."""
+
+    def kill(self, reason: str) -> None:
+        """Drop the request: nothing more is written."""
+
+
+# -- shapes ----------------------------------------------------------------------------------------------------------
+
+
+class Dialer(Protocol):
+    """What a shape may ask of the network. The handler closes whatever was opened."""
+
+    async def open_request_stream(
+        self, stream: StreamAddress, decode: Callable[[bytes], InputT]
+    ) -> AsyncIterable[InputT]:
+        """Dial the caller for a request stream and shake hands; iterate the decoded frames until it ends its input.
+
+        Raises:
+            ResponseStreamError: the address is refused or unreachable.
+        """
+
+
+class IngressDispatch(ABC, Generic[RequestT]):
+    """A wire shape: turns one pushed payload into a typed request.
+
+    The first of an endpoint's shapes that accepts a payload gets it. A shape holds no state, opens no socket and owns
+    no nursery; metrics, dial-back, prologue, pump and cancellation are the handler's.
+    """
+
+    @abstractmethod
+    def accepts(self, payload: bytes) -> bool:
+        """Tell, from a look at the framing alone, whether this payload is of this shape. Never raises."""
+
+    @abstractmethod
+    def read_control(self, payload: bytes) -> RequestControlMessage:
+        """Read who asks and where the answer goes; pure and cheap, for it runs before the ack.
+
+        Raises:
+            IngressError: the control message cannot be read; the caller is refused in the ack.
+        """
+
+    @abstractmethod
+    async def parse_and_build_request(
+        self, payload: bytes, control: RequestControlMessage, dialer: Dialer
+    ) -> ParsedRequest[RequestT]:
+        """Build the request for the engine, awaiting the dialer where the shape needs a stream of its own.
+
+        Raises:
+            IngressError: the body is not what the control message promises; it goes home as an error event.
+        """
+
+    def can_serve(self, engine: Engine) -> bool:
+        """Tell, once at start, whether this shape's requests can be put to the engine; by default to unary ones."""
+        return engine.is_unary
+
+    def request_streams(self, control: RequestControlMessage) -> Sequence[StreamAddress]:
+        """Return the streams beside the response that will be dialled; they are checked before the ack."""
+        return ()
+
+    def invoke(self, engine: Engine, request: RequestT, context: Context) -> AsyncIterable[Any]:
+        """Call the engine's method for this shape; unary shapes leave it as it is."""
+        return engine.generate(request, context)
+
+
+# -- engines ---------------------------------------------------------------------------------------------------------
+
+
+class Engine(ABC):  # noqa: B024 - either method may be left out, so neither is abstract
+    """Answers requests. A plain function becomes one by itself; subclass for state, for a life cycle, or for both ways.
+
+    Implement :meth:`generate`, :meth:`generate_bidirectional`, or both. Either runs in the request's own task; whatever
+    it raises, before or between chunks, goes home as an error event. When the caller stops, ``trio.Cancelled`` is
+    raised at its current await, and its ``finally`` blocks run.
+    """
+
+    def generate(self, request: Any, context: Context) -> AsyncIterable[Any]:
+        """Answer one request with any number of chunks."""
+        raise NotImplementedError(f"{type(self).__qualname__} answers no unary requests")
+
+    def generate_bidirectional(self, requests: AsyncIterable[Any], context: Context) -> AsyncIterable[Any]:
+        """Answer a stream of requests with any number of chunks, each whenever it likes."""
+        raise NotImplementedError(f"{type(self).__qualname__} answers no bidirectional requests")
+
+    @property
+    def is_unary(self) -> bool:
+        """True where :meth:`generate` is implemented."""
+        return type(self).generate is not Engine.generate
+
+    @property
+    def is_bidirectional(self) -> bool:
+        """True where :meth:`generate_bidirectional` is implemented."""
+        return type(self).generate_bidirectional is not Engine.generate_bidirectional
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        """Hold what the engine needs while a worker serves it: load before ``yield``, release after."""
+        yield
+
+
+# -- planes and discovery --------------------------------------------------------------------------------------------
+
+PushReceiver = Callable[[Push], str]
+"""What a plane calls for each push: takes it over, and returns the ack text (empty: accepted). Never waits."""
+
+
+class Network(Protocol):
+    """How byte streams are opened. TCP in real life, memory in tests; both halves of a conversation use it."""
+
+    async def open_listener(self, host: str, port: int) -> trio.abc.Listener[trio.abc.Stream]:
+        """Bind and listen; port 0 picks one. Raises StartupError when the address is taken or not ours."""
+
+    async def connect(self, host: str, port: int) -> trio.abc.Stream:
+        """Connect to a literal address; raises OSError. The caller bounds the wait."""
+
+    def local_address(self, listener: trio.abc.Listener[trio.abc.Stream]) -> tuple[str, int]:
+        """The host and port a listener is bound to."""
+
+    def peer_host(self, stream: trio.abc.Stream) -> str | None:
+        """The address of the other end, or None where it has none."""
+
+
+class RequestPlane(ABC):
+    """How pushes arrive."""
+
+    @abstractmethod
+    async def serve(
+        self, receive: PushReceiver, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Hand every push to ``receive`` and answer with what it returns, until cancelled.
+
+        Reports ``started`` once pushes can arrive. A peer's misbehaviour never ends it.
+        """
+
+    @abstractmethod
+    def transport(self, path: str) -> Mapping[str, str]:
+        """Return the ``transport`` of a discovery record whose pushes shall carry ``path``; valid once started."""
+
+
+class InstanceView(Protocol):
+    """A live view of who serves what; reading it costs no I/O."""
+
+    def instances(self, endpoint_id: EndpointId | None = None) -> Sequence[InstanceRecord]:
+        """The usable instances now, of one endpoint or of all, in a stable order."""
+
+    async def wait_changed(self) -> None:
+        """Wait until the set of instances differs from what it was at the call."""
+
+
+class Discovery(ABC):
+    """Where workers are announced and found."""
+
+    @abstractmethod
+    async def serve_records(
+        self, records: Sequence[InstanceRecord], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Announce the records and keep them alive until cancelled; withdraw them before returning.
+
+        Reports ``started`` once callers can find them. Raises StartupError when they cannot be announced at all;
+        later trouble is logged and retried.
+        """
+
+    @abstractmethod
+    def open_view(self) -> AbstractAsyncContextManager[InstanceView]:
+        """Watch for instances while inside; never removes or alters anything."""

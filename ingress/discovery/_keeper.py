@@ -1,0 +1,141 @@
+"""Keeps a worker's records on disk: written, touched, put back, and in the end removed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import trio
+
+from ..errors import StartupError
+from ._directory import FileAccess, RecordDirectory
+from ._seldom import Seldom
+
+logger = logging.getLogger("ingress.discovery.file")
+
+# Waits after failed renewals double from here up to the touch interval, so that a worker is back within one of them.
+FIRST_RETRY = 0.5
+
+# How often the same trouble is worth a line while it lasts.
+LOG_PERIOD = 60.0
+
+
+class RecordKeeper:
+    """Owns the files of one ``serve_records`` call; that task alone uses it.
+
+    Withdrawn is a state: nothing is written after ``withdraw`` was called, not even by a renewal that hangs in the
+    file system and wakes up later.
+    """
+
+    def __init__(self, access: FileAccess, contents: Mapping[str, bytes], touch_interval: float) -> None:
+        self._access = access
+        self._contents = contents
+        self._touch_interval = touch_interval
+        self._directory: RecordDirectory | None = None
+        self._is_withdrawn = False
+        self._log_due = Seldom(LOG_PERIOD).is_due
+
+        self.missed_renewals = 0
+        """Touch intervals without a successful renewal; 0 again after the next one."""
+
+        self.rewritten = 0
+        """Records put back because somebody had deleted or altered them."""
+
+    async def announce(self) -> None:
+        """Write the records.
+
+        Raises:
+            StartupError: that failed; what was written already is removed by ``withdraw``.
+        """
+        try:
+            await self._access.run(self._renew)
+        except OSError as exc:
+            raise StartupError(
+                f"cannot announce this worker in {self._access.base}: {exc.strerror or exc}"
+                " (DYN_FILE_KV may name another directory)"
+            ) from exc
+
+    async def keep(self) -> None:
+        """Renew the records for ever; failures are logged, counted and retried."""
+        renewed_at = trio.current_time()
+        delay, retry = self._touch_interval, FIRST_RETRY
+        while True:
+            await trio.sleep(delay)
+            try:
+                rewritten = await self._access.run(self._renew)
+            except OSError as exc:
+                silent = trio.current_time() - renewed_at
+                self.missed_renewals = max(1, int(silent / self._touch_interval))
+                delay, retry = min(retry, self._touch_interval), retry * 2
+                self._log_failure(exc)
+            else:
+                if self.missed_renewals:
+                    logger.info("discovery records are renewed again in %s", self._access.base)
+                self.missed_renewals = 0
+                renewed_at = trio.current_time()
+                delay, retry = self._touch_interval, FIRST_RETRY
+                self._log_rewritten(rewritten)
+
+    async def withdraw(self) -> None:
+        """Remove the records that are still ours; bounded, and safe to await in a cancelled task."""
+        self._is_withdrawn = True
+        with trio.CancelScope(shield=True):
+            try:
+                await self._access.run(self._remove)
+            except OSError as exc:
+                logger.warning(
+                    "discovery records in %s could not be removed and will expire: %.200r", self._access.base, exc
+                )
+
+    def _log_failure(self, exc: OSError) -> None:
+        if self._log_due(f"failure {exc.errno}", trio.current_time()):
+            logger.warning(
+                "renewing discovery records in %s failed, callers lose this worker when they expire: %.200r",
+                self._access.base,
+                exc,
+            )
+
+    def _log_rewritten(self, names: list[str]) -> None:
+        self.rewritten += len(names)
+        for name in names:
+            if self._log_due(name, trio.current_time()):
+                logger.warning("discovery record %.200r was deleted or altered by someone; written again", name)
+
+    # -- in the thread -----------------------------------------------------------------------------------------------
+
+    def _renew(self) -> list[str]:
+        """Touch every record, write those that are not there as they should be, and return their names."""
+        if self._directory is not None and not self._directory.is_current():
+            self._directory.close()
+            self._directory = None
+        if self._directory is None:
+            self._directory = self._access.open_directory(create=True)
+        rewritten = []
+        failure: OSError | None = None
+        for name, content in self._contents.items():
+            try:
+                # Withdrawn: this call hung, was given up, and is awake only now.
+                if not self._directory.touch(name, content) and not self._is_withdrawn:
+                    self._directory.write(name, content)
+                    rewritten.append(name)
+            except OSError as exc:  # the other records shall not expire because of this one
+                failure = exc
+        if self._is_withdrawn:
+            self._remove()
+        if failure is not None:
+            raise failure
+        return rewritten
+
+    def _remove(self) -> None:
+        directory, self._directory = self._directory, None
+        if directory is None:
+            return
+        failure: OSError | None = None
+        for name, content in self._contents.items():
+            try:
+                directory.remove(name, content)
+            except OSError as exc:
+                failure = exc
+        directory.close()
+        if failure is not None:
+            raise failure

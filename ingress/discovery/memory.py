@@ -1,0 +1,41 @@
+"""Discovery inside one process: a worker and its callers share the object. For tests and demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+
+from ..abc import Discovery, InstanceView
+from ..wire.records import InstanceRecord
+from ._instances import InstanceSet
+
+
+class MemoryDiscovery(Discovery):
+    """Announces records to every view of the same object, at once and without I/O."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, InstanceRecord] = {}
+        self._found = InstanceSet()
+
+    async def serve_records(
+        self, records: Sequence[InstanceRecord], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Announce the records until cancelled; as with files, a second record of the same key replaces the first."""
+        try:
+            self._records.update((record.key, record) for record in records)
+            self._found.replace(self._records.values())
+            task_status.started()
+            await trio.sleep_forever()
+        finally:
+            for record in records:
+                if self._records.get(record.key) is record:
+                    del self._records[record.key]
+            self._found.replace(self._records.values())
+
+    @asynccontextmanager
+    async def open_view(self) -> AsyncIterator[InstanceView]:
+        """Watch for instances while inside."""
+        await trio.lowlevel.checkpoint()
+        yield self._found

@@ -1,0 +1,68 @@
+"""What peers send, made fit for logs."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from trio.testing import MockClock
+
+from ingress._text import RateLimitedLogger, printable
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain", "plain"),
+        ("prix: 5 €, 漢字, ü", "prix: 5 €, 漢字, ü"),
+        ("a\nb\r\tc", "a\\nb\\r\\tc"),
+        ("\x1b[31m\0\x7f\x85", "\\x1b[31m\\x00\\x7f\\x85"),
+        ("\u2028\u202e\u2066\ud800", "\\u2028\\u202e\\u2066\\ud800"),
+        (ValueError("x\ny"), "x\\ny"),
+        ("x" * 200, "x" * 200),
+        ("x" * 201, "x" * 200 + "…(201 characters)"),
+        ("\0" * 100, ("\\x00" * 50) + "…(100 characters)"),
+    ],
+)
+def test_o01_control_bidi_and_separator_characters_are_escaped_and_long_texts_clipped(text: object, shown: str) -> None:
+    assert printable(text) == shown
+
+
+@given(st.text(alphabet=st.characters()), st.integers(0, 300))
+def test_o01_no_text_gives_a_control_character_or_a_long_line(text: str, limit: int) -> None:
+    shown = printable(text, limit)
+    assert len(shown) <= limit + 30
+    shown.encode()
+    assert len(shown.splitlines()) <= 1
+    assert not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in shown)
+
+
+async def test_a_reason_is_logged_ten_times_a_second_and_then_counted(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = RateLimitedLogger(logging.getLogger("test"))
+    for i in range(100):
+        log.log(logging.WARNING, "flood", "flood %d", i)
+    log.log(logging.WARNING, "other", "other")
+    assert [record.getMessage() for record in caplog.records] == [f"flood {i}" for i in range(10)] + ["other"]
+    await trio.sleep(1)
+    caplog.clear()
+    log.log(logging.WARNING, "flood", "again")
+    assert [record.getMessage() for record in caplog.records] == ["flood: 90 more", "again"]
+
+
+def test_a_logger_that_outlives_an_event_loop_is_not_silenced_by_its_clock(caplog: pytest.LogCaptureFixture) -> None:
+    log = RateLimitedLogger(logging.getLogger("test"), per_second=1)
+
+    async def run() -> None:
+        for _ in range(3):
+            log.log(logging.WARNING, "flood", "line")
+
+    later = MockClock()
+    later.jump(1e9)
+    trio.run(run, clock=later)
+    trio.run(run, clock=MockClock())
+    assert [record.getMessage() for record in caplog.records] == ["line", "flood: 2 more", "line"]
