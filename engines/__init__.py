@@ -1,0 +1,1 @@
+"""The built-in engines, found by entry point like anyone's."""

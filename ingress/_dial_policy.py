@@ -1,0 +1,121 @@
+"""Which addresses a worker may dial back to: the protocol tells it to connect where a message says.
+
+Checked before the ack, without a packet and without a resolver. See docs/design.md, "What guards the worker".
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import socket
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
+
+from attrs import field, frozen
+
+from .errors import DialBackRefused
+from .wire.addresses import IpAddress, SocketAddress, unwrap
+
+DialPolicyName = Literal["peer", "cidr", "any"]
+IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+LOWEST_PORT = 1024
+
+
+def _networks(texts: Sequence[str]) -> tuple[IpNetwork, ...]:
+    return tuple(ipaddress.ip_network(text) for text in texts)
+
+
+@frozen
+class DialPolicy:
+    """Decides about one address at a time.
+
+    ``peer`` allows the address the request came from, or any address of this host if the request came from this host
+    (a caller on the same machine connects from loopback and names its routable address: measured). ``cidr`` allows
+    what lies in ``allow`` and not in ``deny``. ``any`` allows all but the always denied.
+    """
+
+    name: DialPolicyName = "peer"
+    allow: tuple[IpNetwork, ...] = field(default=(), converter=_networks)
+    deny: tuple[IpNetwork, ...] = field(default=(), converter=_networks)
+
+    def check(
+        self, address: SocketAddress, *, peer_host: str | None, own_addresses: Collection[tuple[str, int]] = ()
+    ) -> None:
+        """Return if the address may be dialled.
+
+        Args:
+            peer_host: where the request came from, None where the plane cannot tell.
+            own_addresses: this worker's own listeners, which it never dials.
+
+        Raises:
+            DialBackRefused: it may not.
+        """
+        for ip in address.forms:
+            self._check(address, ip, peer_host, own_addresses)
+
+    def _check(
+        self,
+        address: SocketAddress,
+        ip: IpAddress,
+        peer_host: str | None,
+        own_addresses: Collection[tuple[str, int]],
+    ) -> None:
+        # An entry that names exactly this address lifts the rules that hold otherwise.
+        is_named = any(network.prefixlen == network.max_prefixlen and ip in network for network in self.allow)
+        if not is_named:
+            self._check_always_denied(address, ip, own_addresses)
+        if any(ip in network for network in self.deny):
+            raise DialBackRefused(f"dial-back address {address.host} is denied by dial_deny")
+        if self.name == "peer" and not is_named:
+            _check_peer(ip, peer_host)
+        if self.name == "cidr" and not any(ip in network for network in self.allow):
+            raise DialBackRefused(f"dial-back address {address.host} lies in none of dial_allow")
+
+    def _check_always_denied(
+        self, address: SocketAddress, ip: IpAddress, own_addresses: Collection[tuple[str, int]]
+    ) -> None:
+        if ip.is_unspecified or ip.is_multicast or ip.is_link_local or str(ip) == "255.255.255.255":
+            raise DialBackRefused(
+                f"dial-back address {address.host} is unspecified, multicast, broadcast or link-local"
+            )
+        if address.port < LOWEST_PORT:
+            raise DialBackRefused(f"dial-back port {address.port} is below {LOWEST_PORT}")
+        for own_host, own_port in own_addresses:
+            if address.port == own_port and _is_own(ip, own_host):
+                raise DialBackRefused(f"dial-back address {address.host}:{address.port} is this worker's own")
+
+
+def _check_peer(ip: IpAddress, peer_host: str | None) -> None:
+    if peer_host is None:
+        raise DialBackRefused("dial policy peer needs a request plane that knows its peers; use cidr")
+    peer = unwrap(ipaddress.ip_address(peer_host.partition("%")[0]))
+    if ip != peer and not (is_of_this_host(ip) and is_of_this_host(peer)):
+        raise DialBackRefused(f"dial-back address {ip} is not that of the requesting peer {peer}")
+
+
+def _is_own(ip: IpAddress, own_host: str) -> bool:
+    own = ipaddress.ip_address(own_host)
+    return unwrap(own) == ip or (own.is_unspecified and is_of_this_host(ip))
+
+
+@functools.lru_cache(maxsize=1024)
+def is_of_this_host(ip: IpAddress) -> bool:
+    """Tell whether the address belongs to this machine: whether it can be bound, as only local ones can."""
+    if ip.is_loopback:
+        return True
+    # Where the system lets foreign addresses be bound (net.ipv4.ip_nonlocal_bind), binding proves nothing.
+    return not ip.is_unspecified and _can_bind(ip) and not _can_bind(_FOREIGN[ip.version])
+
+
+# Reserved for documentation: no machine's own.
+_FOREIGN: Mapping[int, IpAddress] = {4: ipaddress.IPv4Address("192.0.2.1"), 6: ipaddress.IPv6Address("2001:db8::1")}
+
+
+def _can_bind(ip: IpAddress) -> bool:
+    try:
+        with socket.socket(socket.AF_INET6 if ip.version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind((str(ip), 0))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,260 @@
+"""Dialling the caller back: checks first, connects, shakes hands, and closes what it opened."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import trio
+
+from ._context import Ending, RequestContext
+from ._dial_policy import DialPolicy
+from ._request_stream import RequestInput
+from ._text import RateLimitedLogger, printable
+from .abc import Network, Push
+from .errors import DialBackRefused, InvalidMessage, RemoteProtocolError, ResponseStreamError, UnsupportedTransport
+from .wire.addresses import SocketAddress, parse_address
+from .wire.messages import (
+    MAX_SUBJECT,
+    CallHomeHandshake,
+    ConnectionInfo,
+    ControlWord,
+    StreamAddress,
+    StreamType,
+)
+from .wire.response import ControlWordReader
+from .wire.two_part import encode_two_part
+
+logger = logging.getLogger("ingress.dialback")
+_log = RateLimitedLogger(logger)
+
+DEFAULT_CONNECT_TIMEOUT = 5.0
+
+# Released workers wait as long for the caller to close first (docs/wire.md §4).
+DEFAULT_CLOSE_WAIT = 10.0
+
+# Subjects of released callers are UUIDs.
+_SUBJECT = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_SUBJECT}}}")
+
+_READ_SIZE = 4096
+
+
+def read_connection_info(address: StreamAddress, request_id: str, stream_type: StreamType) -> ConnectionInfo:
+    """Check a ``connection_info`` against its request.
+
+    Raises:
+        UnsupportedTransport: another transport than TCP is asked for.
+        DialBackRefused: it is unreadable, for another request or kind of stream, or its subject is odd.
+    """
+    if address.transport != "tcp_server":
+        raise UnsupportedTransport(address.transport)
+    try:
+        info = ConnectionInfo.from_address(address)
+    except Exception as exc:
+        raise DialBackRefused(f"connection info cannot be read: {exc}") from exc
+    if info.context != request_id:
+        raise DialBackRefused("connection info is for another request id")
+    if info.stream_type != stream_type:
+        raise DialBackRefused(f"expected stream type {stream_type}, got {info.stream_type[:40]!r}")
+    if not _SUBJECT.fullmatch(info.subject):
+        raise DialBackRefused(f"subject {info.subject[:40]!r} must match [A-Za-z0-9._:-]{{1,{MAX_SUBJECT}}}")
+    return info
+
+
+class DialGuard:
+    """Decides what a message may make this worker dial; one a worker, pure, asked before the ack."""
+
+    def __init__(self, policy: DialPolicy, own_addresses: Collection[tuple[str, int]]) -> None:
+        self._policy = policy
+        self._own_addresses = own_addresses
+
+    def check(
+        self, push: Push, request_id: str, stream: StreamAddress, stream_type: StreamType
+    ) -> tuple[ConnectionInfo, SocketAddress]:
+        """Return whom to tell what, and where to dial.
+
+        Raises:
+            ResponseStreamError: unreadable, of another request, of another transport, or not allowed.
+        """
+        info = read_connection_info(stream, request_id, stream_type)
+        address = parse_address(info.address)
+        self._policy.check(address, peer_host=push.peer_host, own_addresses=self._own_addresses)
+        return info, address
+
+
+InputT = TypeVar("InputT")
+
+CheckStream = Callable[[StreamAddress, StreamType], tuple[ConnectionInfo, SocketAddress]]
+"""Returns where a stream is to be dialled, or raises ResponseStreamError; pure."""
+
+
+@asynccontextmanager
+async def open_dial_back(
+    network: Network,
+    context: RequestContext,
+    check_stream: CheckStream,
+    *,
+    connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
+    close_wait: float = DEFAULT_CLOSE_WAIT,
+) -> AsyncIterator[DialBack]:
+    """Dial back for one request while inside; leaving closes every stream that was opened.
+
+    Streams are closed at once, except after :meth:`DialBack.let_caller_close_first`: then when the caller has closed
+    its side, or after ``close_wait`` seconds. What is raised inside is raised again as an exception group, so expected
+    failures are caught inside.
+    """
+    async with trio.open_nursery() as nursery:
+        dial_back = DialBack(network, context, check_stream, nursery, connect_timeout)
+        try:
+            yield dial_back
+            await dial_back.wait_closed_by_caller(close_wait)
+        finally:
+            nursery.cancel_scope.cancel()
+            await dial_back.close()
+
+
+class DialBack:
+    """The dial-backs of one request, the :class:`ingress.abc.Dialer` of its shape; made by :func:`open_dial_back`.
+
+    Each stream has one reader for its whole life, which turns what the caller does into ``context.stop`` and
+    ``context.kill``.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        context: RequestContext,
+        check_stream: CheckStream,
+        nursery: trio.Nursery,
+        connect_timeout: float,
+    ) -> None:
+        self.nursery = nursery
+        """For tasks that live as long as the streams."""
+        self._network = network
+        self._context = context
+        self._connect_timeout = connect_timeout
+        self._check_stream = check_stream
+        self._streams: list[trio.abc.Stream] = []
+        self._readings: list[trio.CancelScope] = []
+        self._is_graceful = False
+        self._caller_closed = trio.Event()
+
+    async def open_response_stream(self, address: SocketAddress) -> trio.abc.Stream:
+        """Connect to a checked address and listen for the caller's control words; the handshake is the sender's.
+
+        Raises:
+            ResponseStreamError: unreachable, or no answer within the connect timeout.
+        """
+        stream = await self._connect(address)
+        self.nursery.start_soon(self._watch_caller, stream)
+        return stream
+
+    async def open_request_stream(
+        self, stream: StreamAddress, decode: Callable[[bytes], InputT]
+    ) -> AsyncIterable[InputT]:
+        """See :meth:`ingress.abc.Dialer.open_request_stream`."""
+        info, address = self._check_stream(stream, "request")
+        connection = await self._connect(address)
+        handshake = encode_two_part(CallHomeHandshake(info.subject, "request").encode())
+        try:
+            with trio.fail_after(self._connect_timeout):
+                await connection.send_all(handshake)
+        except (trio.TooSlowError, trio.BrokenResourceError) as exc:
+            raise ResponseStreamError(f"request stream of {address.host}:{address.port} took no handshake") from exc
+        requests = RequestInput(connection, self._context, decode)
+        self.nursery.start_soon(self._follow, connection, requests)
+        return requests
+
+    def let_caller_close_first(self) -> None:
+        """The answer is whole: wait for the caller's FIN, so that nothing under way is lost to a reset."""
+        self._is_graceful = True
+
+    async def wait_closed_by_caller(self, close_wait: float) -> None:
+        """Wait for the caller's FIN, at most so long, where it was asked for."""
+        for reading in self._readings:  # an input that goes on after the answer's end is of no interest
+            reading.cancel()
+        if self._is_graceful:
+            with trio.move_on_after(close_wait):
+                await self._caller_closed.wait()
+
+    async def close(self) -> None:
+        """Close every stream without waiting: a FIN, or a reset where the caller's bytes were not read."""
+        with trio.CancelScope(shield=True):
+            for stream in reversed(self._streams):  # the response stream first: it is the one that is written
+                await trio.aclose_forcefully(stream)
+
+    async def _connect(self, address: SocketAddress) -> trio.abc.Stream:
+        try:
+            with trio.fail_after(self._connect_timeout):
+                stream = await self._network.connect(address.host, address.port)
+        except trio.TooSlowError as exc:
+            raise ResponseStreamError(
+                f"dial-back to {address.host}:{address.port} timed out after {self._connect_timeout:g} s"
+            ) from exc
+        except OSError as exc:
+            raise ResponseStreamError(
+                f"dial-back to {address.host}:{address.port} failed: {os.strerror(exc.errno) if exc.errno else exc}"
+            ) from exc
+        self._streams.append(stream)
+        return stream
+
+    async def _follow(self, stream: trio.abc.Stream, requests: RequestInput[InputT]) -> None:
+        """Read a request stream until it ends or the request does, and close it.
+
+        A caller that leaves by this stream sees the response stream closed as well, however long the engine takes to
+        clean up; what a goodbye or a stop grace still has to send goes first.
+        """
+        context = self._context
+        async with trio.open_nursery() as nursery:
+            self._readings.append(nursery.cancel_scope)
+            nursery.start_soon(_cancel_when_stopped, context, nursery.cancel_scope)
+            try:
+                await requests.read()
+            finally:
+                # Before the engine runs again: what it yields from here on reaches nobody.
+                if context.is_killed or (context.ending is Ending.STOPPED and context.scope.cancel_called):
+                    await self.close()
+                else:
+                    await trio.aclose_forcefully(stream)
+            nursery.cancel_scope.cancel()
+
+    async def _watch_caller(self, stream: trio.abc.Stream) -> None:
+        """Read control words until the caller closes; every way this ends but a whole answer is a kill."""
+        context, reader = self._context, ControlWordReader()
+        try:
+            while data := await stream.receive_some(_READ_SIZE):
+                reader.receive_data(data)
+                for word in reader:
+                    if word is ControlWord.STOP:
+                        context.stop()
+                    else:
+                        context.kill("kill from the caller")
+                if context.scope.cancel_called:
+                    break
+            else:
+                context.kill("caller closed the response stream")
+        except trio.ClosedResourceError:
+            pass  # closed by us: the request has ended already
+        except trio.BrokenResourceError:
+            context.kill("caller reset the response stream")
+        except (RemoteProtocolError, InvalidMessage) as exc:
+            _log.log(
+                logging.WARNING,
+                "control word",
+                "request %s: %s; taken for a kill",
+                printable(context.id),
+                printable(exc),
+            )
+            context.kill("protocol error on the response stream")
+        # The FIN goes out now and nothing after it, however long the engine takes to clean up.
+        await trio.aclose_forcefully(stream)
+        self._caller_closed.set()
+
+
+async def _cancel_when_stopped(context: RequestContext, scope: trio.CancelScope) -> None:
+    await context.stopped()
+    scope.cancel()

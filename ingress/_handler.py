@@ -1,0 +1,350 @@
+"""The shared handler: the only place that knows the whole order of a request.
+
+guard → slot → parse → transit time → dial back → generate → prologue → pump → final → sentinel → the caller's FIN.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from types import AsyncGeneratorType
+from typing import Any
+
+import trio
+from attrs import field, frozen
+
+from ._admission import Admission, Slot
+from ._context import Ending, OpenRequests, RequestContext
+from ._dialback import DEFAULT_CLOSE_WAIT, DEFAULT_CONNECT_TIMEOUT, DialGuard, open_dial_back
+from ._engine import as_async_generator, close_engine
+from ._failures import describe_failure, error_event_of, is_cancellation
+from ._pump import DEFAULT_WRITE_STALL_TIMEOUT, pump_response_stream
+from ._response import Response
+from ._text import RateLimitedLogger, printable
+from .abc import Engine, IngressDispatch, Network, Push
+from .errors import (
+    DeserializationError,
+    GenerateError,
+    IngressError,
+    InvalidMessage,
+    Overloaded,
+    PublishError,
+    ResponseStreamError,
+    StartupError,
+)
+from .metrics import RequestGuard, WorkHandlerMetrics
+from .wire.addresses import SocketAddress
+from .wire.messages import ConnectionInfo, RequestControlMessage
+from .wire.records import EndpointId
+
+logger = logging.getLogger("ingress.handler")
+
+# An engine's cleanup may await this long after its request has ended; then it is cut.
+DEFAULT_CLEANUP_TIMEOUT = 5.0
+
+# What a caller that is being left is given to take the goodbye.
+GOODBYE_TIMEOUT = 5.0
+
+HealthNotifier = Callable[[], None]
+
+
+@frozen
+class AdmittedPush:
+    """A push whose control message was read, whose addresses passed, and for which there is room."""
+
+    push: Push
+    shape: IngressDispatch[Any]
+    control: RequestControlMessage
+    info: ConnectionInfo
+    address: SocketAddress
+    slot: Slot = field(repr=False)
+
+
+def select_shape(shapes: Sequence[IngressDispatch[Any]], payload: bytes) -> IngressDispatch[Any]:
+    """Return the first shape that accepts the payload.
+
+    Raises:
+        InvalidMessage: none does.
+    """
+    for shape in shapes:
+        if shape.accepts(payload):
+            return shape
+    names = ", ".join(type(shape).__name__ for shape in shapes)
+    raise InvalidMessage(f"no shape accepts this payload of {len(payload)} bytes; tried {names}")
+
+
+class PushHandler:
+    """Answers the pushes of one endpoint; shared by all its requests.
+
+    :meth:`admit` decides what the ack says and waits for nothing; :meth:`handle_payload` is a request's task.
+    """
+
+    def __init__(
+        self,
+        endpoint_id: EndpointId,
+        engine: Engine,
+        shapes: Sequence[IngressDispatch[Any]],
+        *,
+        network: Network,
+        metrics: WorkHandlerMetrics,
+        admission: Admission,
+        dial_guard: DialGuard,
+        open_requests: OpenRequests | None = None,
+        connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
+        write_stall_timeout: float = DEFAULT_WRITE_STALL_TIMEOUT,
+        close_wait: float = DEFAULT_CLOSE_WAIT,
+        stop_grace: float = 0.0,
+        cleanup_timeout: float = DEFAULT_CLEANUP_TIMEOUT,
+    ) -> None:
+        self.endpoint_id = endpoint_id
+        self.metrics = metrics
+        self.open_requests = OpenRequests() if open_requests is None else open_requests
+        self._engine = engine
+        self._shapes = [shape for shape in shapes if shape.can_serve(engine)]
+        if not self._shapes:
+            names = ", ".join(type(shape).__name__ for shape in shapes) or "none"
+            raise StartupError(f"endpoint {endpoint_id}: no shape can serve {engine!r}; installed: {names}")
+        self._network = network
+        self._admission = admission
+        self._dial_guard = dial_guard
+        self._connect_timeout = connect_timeout
+        self._write_stall_timeout = write_stall_timeout
+        self._close_wait = close_wait
+        self._stop_grace = stop_grace
+        self._cleanup_timeout = cleanup_timeout
+        self._notify_health: HealthNotifier | None = None
+        self._log = RateLimitedLogger(logger)
+
+    def set_health_notifier(self, notify: HealthNotifier) -> None:
+        """Have ``notify`` called after chunks that are no error and at each clean end.
+
+        Raises:
+            ValueError: there is one already.
+        """
+        if self._notify_health is not None:
+            raise ValueError(f"endpoint {self.endpoint_id} already has a health-check notifier")
+        self._notify_health = notify
+
+    # -- before the ack ------------------------------------------------------------------------------------------------
+
+    def admit(self, push: Push) -> AdmittedPush:
+        """Read the control message, check where it wants to be dialled, take a slot or a place in line.
+
+        Raises:
+            IngressError: refused, and already counted and logged.
+        """
+        try:
+            shape = select_shape(self._shapes, push.payload)
+            control = shape.read_control(push.payload)
+            info, address = self._dial_guard.check(push, control.id, control.connection_info, "response")
+            for stream in shape.request_streams(control):
+                self._dial_guard.check(push, control.id, stream, "request")
+            return AdmittedPush(push, shape, control, info, address, self._admission.admit())
+        except Exception as exc:
+            # A shape's bug must not cost the connection its other acks, so it is refused like what cannot be read.
+            error = exc if isinstance(exc, IngressError) else DeserializationError(f"shape failed: {exc!r}")
+            if not isinstance(error, Overloaded):  # that one has its own counter, and is no request of the handler's
+                with self.metrics.request_in_flight(len(push.payload)):
+                    self._count(error)
+            self._log.log(
+                logging.WARNING, type(exc).__name__, "push to %s refused: %s", self.endpoint_id, printable(error, 600)
+            )
+            raise error from (None if error is exc else exc)
+
+    # -- after the ack -------------------------------------------------------------------------------------------------
+
+    @trio.lowlevel.enable_ki_protection  # a Ctrl-C belongs to the main task and not to the engine that happens to run
+    async def handle_payload(self, admitted: AdmittedPush) -> None:
+        """Answer one admitted push. Raises nothing but cancellation, and frees whatever it took."""
+        control = admitted.control
+        context = RequestContext(
+            request_id=control.id,
+            endpoint=self.endpoint_id,
+            metadata=control.metadata or {},
+            headers=admitted.push.headers,
+            stop_grace=self._stop_grace,
+        )
+        self.open_requests.add(context)
+        try:
+            await self._handle(admitted, context)
+        except BaseException as exc:  # the wall round every request: what comes here is a bug of ours, and ends here
+            if is_cancellation(exc):
+                raise
+            logger.exception("request %s of %s: internal error", printable(control.id), self.endpoint_id)
+        finally:
+            self.open_requests.discard(context)
+            admitted.slot.release()
+
+    async def _handle(self, admitted: AdmittedPush, context: RequestContext) -> None:
+        async with open_dial_back(
+            self._network,
+            context,
+            functools.partial(self._dial_guard.check, admitted.push, admitted.control.id),
+            connect_timeout=self._connect_timeout,
+            close_wait=self._close_wait,
+        ) as dial_back:
+            response = Response(
+                dial_back, context, admitted.control, admitted.info, admitted.address, self._write_stall_timeout
+            )
+            with self.metrics.request_in_flight(len(admitted.push.payload)) as guard:
+                try:
+                    with context.scope:
+                        await self._answer(admitted, context, response, guard)
+                    if context.ending is Ending.SHUT_DOWN and not response.is_whole:
+                        await self._say_goodbye(response)
+                except ResponseStreamError as exc:
+                    self._fail(context, exc, "response_stream")
+                except PublishError as exc:
+                    logger.info("request %s: %s", printable(context.id), printable(exc, 600))
+                except BaseException as exc:  # an engine's own nursery may raise a group while it is being cancelled
+                    if is_cancellation(exc):
+                        context.kill("the worker was cancelled")
+                        raise
+                    self._fail(context, exc, "generate")
+                finally:
+                    self._settle(context, response)
+            admitted.slot.release()
+            self.open_requests.discard(context)
+            if response.is_whole:
+                dial_back.let_caller_close_first()
+
+    async def _answer(
+        self, admitted: AdmittedPush, context: RequestContext, response: Response, guard: RequestGuard
+    ) -> None:
+        """The steps of an answer; cancelled as a whole when the caller wants no more."""
+        # 1. The slot.
+        admitted_at = guard.started
+        await admitted.slot.wait_granted()
+        self.metrics.observe_permit_wait(trio.current_time() - admitted_at)
+        # 2. Parse. A body that cannot be read is told to the caller, once there is a stream to tell it on.
+        failure: BaseException | None = None
+        request: Any = None
+        try:
+            parsed = await admitted.shape.parse_and_build_request(
+                admitted.push.payload, admitted.control, response.dial_back
+            )
+            request = parsed.request
+        except Exception as exc:  # also what a shape did not mean to raise: the caller is told all the same
+            failure = exc
+            self._fail(context, exc, getattr(exc, "error_type", None) or "deserialization")
+        # 3. How long the push was on its way.
+        self._observe_network_transit(admitted)
+        # 4. Dial back.
+        await response.open()
+        # 5. Generate and pump.
+        if failure is None:
+            failure = await self._generate(admitted.shape, request, context, response, guard)
+        else:
+            response.send_prologue()
+        # 6. The error event, if any, the final frame and the sentinel; none of them where an engine has swallowed its
+        #    cancellation.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if failure is not None:
+            response.send_error(error_event_of(failure))
+        await response.send_final()
+        if failure is None and response.progress.error_chunks:
+            self._fail(context, GenerateError("engine yielded an error event"), "generate")
+        elif failure is None:
+            self._notify()
+
+    async def _generate(
+        self,
+        shape: IngressDispatch[Any],
+        request: Any,
+        context: RequestContext,
+        response: Response,
+        guard: RequestGuard,
+    ) -> BaseException | None:
+        """Ask the engine and pump its chunks out; returns what the engine raised."""
+        chunks: AsyncGeneratorType[Any, None] | None = None
+        failure: BaseException | None = None
+        # Entered before the engine can enter scopes of its own, so that theirs end inside it, whatever was cut where.
+        with trio.CancelScope() as cleanup:
+            try:
+                try:
+                    chunks = as_async_generator(shape.invoke(self._engine, request, context))
+                finally:
+                    response.send_prologue()
+                    self.metrics.observe_first_response(trio.current_time() - guard.started)
+                await pump_response_stream(chunks, response.sender, response.writer, response.progress, self._notify)
+            except BaseException as exc:
+                failure = exc
+            if chunks is not None and chunks.ag_frame is not None:
+                cleanup.shield = True
+                cleanup.deadline = trio.current_time() + self._cleanup_timeout
+                if context.ending in (Ending.STOPPED, Ending.KILLED):
+                    await response.dial_back.close()  # the caller does not wait for the cleanup
+                error = await close_engine(chunks)
+                if error is not None and failure is not None and context.ending is None and is_cancellation(failure):
+                    failure = error  # its own nursery had cancelled the pump, and says only now why
+                elif error is not None:
+                    logger.warning(
+                        "request %s: engine failed while cleaning up: %s",
+                        printable(context.id),
+                        describe_failure(error),
+                    )
+        if cleanup.cancelled_caught:
+            logger.warning("request %s: engine's cleanup cut after %g s", printable(context.id), self._cleanup_timeout)
+        if failure is None:
+            return None
+        if isinstance(failure, PublishError) and response.writer.failure is not None:
+            raise failure
+        if is_cancellation(failure):
+            await trio.lowlevel.checkpoint_if_cancelled()
+            # Still here: what was cancelled is a scope of the engine's own, left open across a yield.
+            failure = GenerateError("engine was cancelled by a cancel scope or nursery of its own")
+        self._fail(context, failure, "generate")
+        return failure
+
+    async def _say_goodbye(self, response: Response) -> None:
+        """Tell a caller that the worker leaves, where its stream still takes it."""
+        with trio.move_on_after(GOODBYE_TIMEOUT):
+            await response.open()
+            response.say_goodbye()
+            await response.send_final()
+
+    # -- counting ------------------------------------------------------------------------------------------------------
+
+    def _fail(self, context: RequestContext, failure: BaseException, error_type: str) -> None:
+        """Count and log one failure of a request, unless it is only the echo of its cancellation."""
+        if context.ending is not None:
+            logger.debug("request %s: after its end: %s", printable(context.id), describe_failure(failure))
+            return
+        self.metrics.count_error(error_type)
+        self._log.log(
+            logging.WARNING,
+            type(failure).__name__,
+            "request %s of %s failed: %s",
+            printable(context.id),
+            self.endpoint_id,
+            describe_failure(failure),
+        )
+        logger.debug("request %s: traceback", printable(context.id), exc_info=failure)
+
+    def _settle(self, context: RequestContext, response: Response) -> None:
+        """Count how the request ended: at most one of cancellation, publish_response and publish_final."""
+        self.metrics.add_response_bytes(response.sender.body_bytes)
+        if response.publish_error is not None:
+            self.metrics.count_error(response.publish_error)
+        elif context.ending is not None and not (response.is_whole and response.is_clean_end):
+            self.metrics.count_cancellation()
+
+    def _count(self, error: IngressError) -> None:
+        if error.error_type is not None:
+            self.metrics.count_error(error.error_type)
+
+    def _notify(self) -> None:
+        if self._notify_health is not None:
+            self._notify_health()
+
+    def _observe_network_transit(self, admitted: AdmittedPush) -> None:
+        header = admitted.push.headers.get("x-frontend-send-ts-ns", "")
+        stamps = (
+            int(header) if header.isascii() and header.isdigit() and len(header) < 21 else 0,
+            admitted.control.frontend_send_ts_ns,
+        )
+        for stamp in stamps:
+            if isinstance(stamp, int) and 0 < stamp < 2**64:
+                self.metrics.observe_network_transit(stamp)
+                return

@@ -1,0 +1,97 @@
+"""Callers up to 1.2.1 take every ack text for success; a refusal is told to them by an error prologue."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from attrs import frozen
+
+from ._context import RequestContext
+from ._dialback import DialGuard, open_dial_back
+from ._pump import DEFAULT_WRITE_STALL_TIMEOUT
+from ._response import Response
+from ._text import printable
+from .abc import IngressDispatch, Network, Push
+from .errors import IngressError, PublishError, ResponseStreamError
+from .wire.addresses import SocketAddress
+from .wire.messages import ConnectionInfo, RequestControlMessage
+from .wire.records import EndpointId
+
+logger = logging.getLogger("ingress.handler")
+
+# A flood of refusals must not become a flood of connections; above it the refusal ack has to do.
+MAX_PENDING = 256
+
+_ENDPOINT_OF_NOBODY = EndpointId("refused", "refused", "refused")
+
+
+@frozen
+class LegacyRefusal:
+    """A refused push whose caller can be dialled."""
+
+    push: Push
+    control: RequestControlMessage
+    info: ConnectionInfo
+    address: SocketAddress
+
+
+class LegacyTeller:
+    """Dials refused legacy callers back; one a worker."""
+
+    def __init__(
+        self,
+        network: Network,
+        shapes: Sequence[IngressDispatch[Any]],
+        dial_guard: DialGuard,
+    ) -> None:
+        self._network = network
+        self._shapes = shapes
+        self._dial_guard = dial_guard
+        self._pending = 0
+
+    def plan(self, push: Push, error: IngressError) -> LegacyRefusal | None:
+        """Return how the caller is told, or None where the refusal ack is understood or all there is."""
+        if isinstance(error, ResponseStreamError) or self._pending >= MAX_PENDING:
+            return None
+        try:
+            shape = next(shape for shape in self._shapes if shape.accepts(push.payload))
+            control = shape.read_control(push.payload)
+            if not control.is_from_legacy_caller:
+                return None
+            info, address = self._dial_guard.check(push, control.id, control.connection_info, "response")
+        except Exception:  # whatever it is, it has been counted and logged with the refusal itself
+            return None
+        self._pending += 1
+        return LegacyRefusal(push, control, info, address)
+
+    async def tell(self, refusal: LegacyRefusal, text: str) -> None:
+        """Dial back, send the error prologue and the sentinel. Raises nothing but cancellation."""
+        context = RequestContext(request_id=refusal.control.id, endpoint=_ENDPOINT_OF_NOBODY, metadata={}, headers={})
+        try:
+            async with open_dial_back(
+                self._network, context, partial(self._dial_guard.check, refusal.push, refusal.control.id)
+            ) as dial_back:
+                response = Response(
+                    dial_back,
+                    context,
+                    refusal.control,
+                    refusal.info,
+                    refusal.address,
+                    DEFAULT_WRITE_STALL_TIMEOUT,
+                )
+                with context.scope:
+                    try:
+                        await response.open()
+                        response.refuse(text)
+                        await response.send_final()
+                    except (ResponseStreamError, PublishError) as exc:
+                        logger.info("refusal of %s not told: %s", printable(context.id), printable(exc, 600))
+                if response.is_whole:
+                    dial_back.let_caller_close_first()
+        except Exception:  # the wall, as round every request
+            logger.exception("refusal of %s: internal error", printable(context.id))
+        finally:
+            self._pending -= 1

@@ -1,0 +1,181 @@
+"""The two ways in: :func:`serving` inside a trio program, :func:`run` for a whole process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, NoReturn
+
+import trio
+
+from ._text import printable
+from ._worker import CLOSING_TIME, EngineLike, Worker
+from .discovery import FileDiscovery, default_directory
+from .errors import StartupError
+
+logger = logging.getLogger("ingress.worker")
+
+DEFAULT_ENDPOINT = "demo.backend.generate"
+
+# What has been cancelled is given this long to end before the process does.
+FORCED_EXIT_TIME = 2.0
+
+EXIT_CLEAN = 0
+EXIT_CANCELLED_BY_DRAIN = 4
+
+
+def make_worker(
+    engine: EngineLike | Mapping[str, EngineLike], *, endpoint: str | None = None, **options: Any
+) -> Worker:
+    """Build a worker from one engine and its endpoint, or from a mapping of endpoints to engines.
+
+    Args:
+        endpoint: ``namespace.component.endpoint`` of a single engine.
+        options: the keyword arguments of :class:`Worker`; without ``discovery`` the file store that ``DYN_FILE_KV``
+            names.
+
+    Raises:
+        StartupError: an engine, a name or an option cannot be used.
+    """
+    if isinstance(engine, Mapping):
+        if endpoint is not None:
+            raise StartupError("give either one engine with endpoint=…, or a mapping of endpoints to engines")
+        endpoints = dict(engine)
+    else:
+        endpoints = {endpoint or DEFAULT_ENDPOINT: engine}
+    options.setdefault("discovery", FileDiscovery(default_directory(os.environ)))
+    try:
+        return Worker(endpoints, **options)
+    except ValueError as exc:
+        raise StartupError(str(exc)) from exc
+
+
+@asynccontextmanager
+async def serving(
+    engine: EngineLike | Mapping[str, EngineLike], *, endpoint: str | None = None, **options: Any
+) -> AsyncIterator[Worker]:
+    """Serve while inside; leaving the block drains the worker, an exception or cancellation ends it at once.
+
+    Takes what :func:`make_worker` takes. Callers can find the endpoints when the block is entered.
+
+    Raises:
+        StartupError: the worker cannot start.
+    """
+    worker = make_worker(engine, endpoint=endpoint, **options)
+    with _single_exceptions_unwrapped():
+        async with trio.open_nursery() as nursery:
+            await nursery.start(worker.serve)
+            yield worker
+            worker.drain()
+
+
+def run(
+    engine: EngineLike | Mapping[str, EngineLike],
+    *,
+    endpoint: str | None = None,
+    on_started: Callable[[Worker], None] | None = None,
+    **options: Any,
+) -> None:
+    """Serve until SIGTERM or SIGINT, drain, and return; a second signal ends at once.
+
+    Takes what :func:`make_worker` takes. Leaves by ``SystemExit`` with 4 when the drain budget cut requests short, and
+    with 130 or 143 after a second signal.
+
+    Raises:
+        StartupError: the worker cannot start.
+    """
+    exit_code = trio.run(_run, engine, endpoint, on_started, options)
+    if exit_code != EXIT_CLEAN:
+        sys.exit(exit_code)
+
+
+async def _run(
+    engine: EngineLike | Mapping[str, EngineLike],
+    endpoint: str | None,
+    on_started: Callable[[Worker], None] | None,
+    options: dict[str, Any],
+) -> int:
+    return await serve_until_signalled(make_worker(engine, endpoint=endpoint, **options), on_started)
+
+
+async def serve_until_signalled(worker: Worker, on_started: Callable[[Worker], None] | None = None) -> int:
+    """Serve until told to end by a signal; return the exit code.
+
+    Raises:
+        StartupError: the worker cannot start.
+    """
+    forced: list[int] = []
+    last_resort: list[threading.Timer] = []
+    try:
+        with _single_exceptions_unwrapped():
+            async with trio.open_nursery() as nursery:
+                await nursery.start(_drain_on_signal, worker, nursery.cancel_scope, forced, last_resort)
+                nursery.start_soon(_leave_when_stuck, worker)
+                async with trio.open_nursery() as worker_nursery:
+                    await worker_nursery.start(worker.serve)
+                    if on_started is not None:
+                        on_started(worker)
+                nursery.cancel_scope.cancel()
+    finally:
+        for timer in last_resort:
+            timer.cancel()
+    if forced:
+        return 128 + forced[0]
+    return EXIT_CANCELLED_BY_DRAIN if worker.cancelled_by_drain else EXIT_CLEAN
+
+
+async def _drain_on_signal(
+    worker: Worker,
+    scope: trio.CancelScope,
+    forced: list[int],
+    last_resort: list[threading.Timer],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for number in signals:
+            if not worker.is_draining:
+                logger.info("%s: draining; a second signal ends at once", signal.Signals(number).name)
+                worker.drain()
+            else:
+                forced.append(number)
+                scope.cancel()
+                # A thread, for the loop itself may be what does not end.
+                last_resort.append(threading.Timer(FORCED_EXIT_TIME, _leave_now, (worker, 128 + number)))
+                last_resort[-1].daemon = True
+                last_resort[-1].start()
+
+
+async def _leave_when_stuck(worker: Worker) -> None:
+    """End the process when requests outlive even their cancellation: engines that swallow or shield it."""
+    await worker.closing.wait()
+    await trio.sleep(CLOSING_TIME + FORCED_EXIT_TIME)
+    _leave_now(worker, EXIT_CANCELLED_BY_DRAIN)
+
+
+def _leave_now(worker: Worker, exit_code: int) -> NoReturn:
+    stuck = ", ".join(printable(context.id, 64) for context in list(worker.open_requests)[:20])
+    logger.error("engines do not end when cancelled, leaving without them: %s", stuck or "none known")
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(exit_code)
+
+
+@contextmanager
+def _single_exceptions_unwrapped() -> Iterator[None]:
+    """Raise what one task raised as it is: groups of one say nothing to a reader."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        if error is group:
+            raise
+        raise error from error.__cause__

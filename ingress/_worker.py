@@ -1,0 +1,265 @@
+"""A worker: one process's endpoints, one instance id, one request plane, one registration, and an orderly end.
+
+Phases: starting → serving → lingering (withdrawn, still accepting) → refusing → cancelling → closing → stopped.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import secrets
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+import trio
+from prometheus_client import CollectorRegistry
+
+from ._admission import DEFAULT_ENGINE_REQUEST_LIMIT, DEFAULT_REQUEST_QUEUE_LIMIT, Admission
+from ._context import OpenRequests
+from ._dial_policy import DialPolicy
+from ._dialback import DialGuard
+from ._engine import make_engine
+from ._failures import refusal_text
+from ._handler import GOODBYE_TIMEOUT, PushHandler
+from ._legacy import LegacyTeller
+from ._network import TcpNetwork
+from ._plugins import load_shapes
+from ._text import RateLimitedLogger, printable
+from .abc import Discovery, Engine, IngressDispatch, Network, Push
+from .errors import IngressError, StartupError, Unavailable
+from .metrics import WorkerMetrics
+from .planes.tcp import DEFAULT_HOST, TcpRequestPlane
+from .wire.codec import codec_named
+from .wire.records import EndpointId, InstanceRecord
+from .wire.request_frame import DEFAULT_MAX_FRAME_SIZE
+
+logger = logging.getLogger("ingress.worker")
+
+# Callers learn of a withdrawal within milliseconds; those that had chosen this worker just before are still served.
+DEFAULT_LINGER = 2.0
+
+# Five seconds under the grace period that Kubernetes gives by default.
+DEFAULT_DRAIN_BUDGET = 25.0
+
+# At the very end, for callers that have their sentinel and are about to close.
+CLOSING_TIME = 1.0
+
+EngineLike = Engine | Callable[..., Any] | Sequence[Engine | Callable[..., Any]]
+
+
+class Phase(enum.Enum):
+    """Where a worker is in its life; the order is the order of its life."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    LINGERING = "lingering"
+    REFUSING = "refusing"
+    CANCELLING = "cancelling"
+    CLOSING = "closing"
+    STOPPED = "stopped"
+
+
+class Worker:
+    """Serves endpoints until told to drain; see :func:`ingress.serving` for the arguments."""
+
+    def __init__(
+        self,
+        endpoints: Mapping[str, EngineLike],
+        *,
+        discovery: Discovery,
+        network: Network | None = None,
+        host: str = DEFAULT_HOST,
+        port: int = 0,
+        advertise: str | None = None,
+        codec: str = "msgpack",
+        shapes: Sequence[IngressDispatch[Any]] | None = None,
+        registry: CollectorRegistry | None = None,
+        metrics_labels: Mapping[str, Mapping[str, str]] | None = None,
+        max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+        engine_request_limit: int = DEFAULT_ENGINE_REQUEST_LIMIT,
+        request_queue_limit: int = DEFAULT_REQUEST_QUEUE_LIMIT,
+        dial_policy: DialPolicy | None = None,
+        stop_grace: float = 0.0,
+        linger: float = DEFAULT_LINGER,
+        drain_budget: float = DEFAULT_DRAIN_BUDGET,
+        instance_id: int | None = None,
+    ) -> None:
+        if not endpoints:
+            raise StartupError("a worker needs at least one endpoint")
+        self.instance_id = secrets.randbits(64) if instance_id is None else instance_id
+        self.phase = Phase.STARTING
+        self.cancelled_by_drain = 0
+        """Requests that the drain budget cut short; the command's exit code 4 tells of them."""
+        self.codec = codec_named(codec).name
+        self.linger = linger
+        self.drain_budget = drain_budget
+        self.admission = Admission(engine_request_limit, request_queue_limit)
+        self.open_requests = OpenRequests()
+        self._discovery = discovery
+        self._network = TcpNetwork() if network is None else network
+        self._shapes = list(load_shapes() if shapes is None else shapes)
+        self._plane = TcpRequestPlane(
+            self._network, host=host, port=port, advertise=advertise, max_frame_size=max_frame_size
+        )
+        self._own_addresses: list[tuple[str, int]] = []
+        dial_guard = DialGuard(DialPolicy() if dial_policy is None else dial_policy, self._own_addresses)
+        self._drain_requested = trio.Event()
+        self.closing = trio.Event()
+        """Set when the drain is over; what has not ended :data:`CLOSING_TIME` later is cancelled."""
+        self._log = RateLimitedLogger(logger)
+        engines = {_endpoint_id(name): make_engine(engine) for name, engine in endpoints.items()}
+        extra = {_endpoint_id(name): labels for name, labels in (metrics_labels or {}).items()}
+        if strangers := extra.keys() - engines.keys():
+            raise StartupError(f"metrics_labels name endpoints that are not served: {', '.join(map(str, strangers))}")
+        self.metrics = WorkerMetrics(
+            self.instance_id,
+            registry=registry,
+            extra_labels=sorted({label for labels in extra.values() for label in labels}),
+            admission=self.admission,
+        )
+        self.handlers = {
+            endpoint_id: PushHandler(
+                endpoint_id,
+                engine,
+                self._shapes,
+                network=self._network,
+                metrics=self.metrics.endpoint(endpoint_id, extra.get(endpoint_id)),
+                admission=self.admission,
+                open_requests=self.open_requests,
+                dial_guard=dial_guard,
+                stop_grace=stop_grace,
+            )
+            for endpoint_id, engine in engines.items()
+        }
+        self._engines = engines
+        self._by_path = {self._path(endpoint_id): handler for endpoint_id, handler in self.handlers.items()}
+        self._legacy = LegacyTeller(self._network, self._shapes, dial_guard)
+
+    @property
+    def endpoints(self) -> Collection[EndpointId]:
+        return self.handlers.keys()
+
+    @property
+    def engines(self) -> Mapping[EndpointId, Engine]:
+        return self._engines
+
+    @property
+    def address(self) -> str:
+        """``host:port`` as callers are told; valid while serving."""
+        return self._plane.advertised_address
+
+    def records(self) -> list[InstanceRecord]:
+        """The discovery records of this worker; valid while serving."""
+        return [
+            InstanceRecord(endpoint_id, self.instance_id, self._plane.transport(self._path(endpoint_id)), self.codec)
+            for endpoint_id in self.handlers
+        ]
+
+    @property
+    def is_draining(self) -> bool:
+        return self._drain_requested.is_set()
+
+    def drain(self) -> None:
+        """Ask for the orderly end; returns at once, :meth:`serve` returns when it is over."""
+        self._drain_requested.set()
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until :meth:`drain` has been asked for and done, or until cancelled.
+
+        Reports ``started`` once callers can find the endpoints.
+
+        Raises:
+            StartupError: the port is taken, discovery cannot be written, an engine cannot start.
+        """
+        try:
+            async with AsyncExitStack() as engines:
+                # An Engine object that serves several endpoints has one life.
+                owners = {id(owner): owner for engine in self._engines.values() for owner in engine.owners}
+                for owner in owners.values():
+                    await engines.enter_async_context(owner.lifespan())
+                await self._serve(task_status)
+        finally:
+            self.phase = Phase.STOPPED
+
+    async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
+        # The plane outlives the requests, so that late pushes are refused and not reset; both outlive the record.
+        async with trio.open_nursery() as plane_nursery:
+            async with trio.open_nursery() as request_nursery:
+                self._start_request = request_nursery.start_soon
+                await plane_nursery.start(self._plane.serve, self._receive)
+                self._own_addresses.append(self._plane.bound_address)
+                async with trio.open_nursery() as record_nursery:
+                    await record_nursery.start(self._discovery.serve_records, self.records())
+                    self.phase = Phase.SERVING
+                    task_status.started()
+                    await self._drain_requested.wait()
+                    # 1. Withdraw: done when the nursery has closed.
+                    record_nursery.cancel_scope.cancel()
+                await self._drain()
+                self.phase = Phase.CLOSING
+                self.closing.set()
+                # What is left has sent its sentinel and waits for its caller's FIN.
+                request_nursery.cancel_scope.deadline = trio.current_time() + CLOSING_TIME
+            plane_nursery.cancel_scope.cancel()
+
+    async def _drain(self) -> None:
+        # 2. Linger: callers that chose this worker before it was withdrawn are still served.
+        self.phase = Phase.LINGERING
+        logger.info("draining: withdrawn, accepting for %g s more", self.linger)
+        await trio.sleep(self.linger)
+        # 3. Refuse, and let what runs finish.
+        self.phase = Phase.REFUSING
+        logger.info("draining: %d open, budget %g s", len(self.open_requests), self.drain_budget)
+        with trio.move_on_after(self.drain_budget):
+            await self.open_requests.wait_idle()
+            return
+        # 4. Tell and cancel what is over the budget.
+        self.phase = Phase.CANCELLING
+        overdue = list(self.open_requests)
+        self.cancelled_by_drain = len(overdue)
+        logger.warning(
+            "draining: budget over, cancelling %s", ", ".join(printable(context.id, 64) for context in overdue[:20])
+        )
+        for context in overdue:
+            context.shut_down()
+        with trio.move_on_after(GOODBYE_TIMEOUT):
+            await self.open_requests.wait_idle()
+
+    # -- pushes --------------------------------------------------------------------------------------------------------
+
+    def _path(self, endpoint_id: EndpointId) -> str:
+        return f"{self.instance_id:x}/{endpoint_id.namespace}/{endpoint_id.component}/{endpoint_id.endpoint}"
+
+    def _receive(self, push: Push) -> str:
+        """Take a push over and return its ack text; the plane calls this for every frame."""
+        try:
+            handler = self._handler_of(push.path)
+            admitted = handler.admit(push)
+        except IngressError as exc:
+            return self._refuse(push, exc)
+        self._start_request(handler.handle_payload, admitted)
+        return ""
+
+    def _handler_of(self, path: str | None) -> PushHandler:
+        handler = self._by_path.get(path) if self.phase in (Phase.SERVING, Phase.LINGERING) and path else None
+        if handler is None:
+            complaint = "invalid endpoint path" if path is None else f"unknown endpoint {printable(path)}"
+            self._log.log(logging.WARNING, "no such endpoint", "push refused: %s", complaint)
+            raise Unavailable(complaint)
+        return handler
+
+    def _refuse(self, push: Push, error: IngressError) -> str:
+        text = refusal_text(error)
+        # While closing there is no time left to tell anybody anything.
+        if self.phase is not Phase.CLOSING and (told := self._legacy.plan(push, error)) is not None:
+            self._start_request(self._legacy.tell, told, text)
+            return ""
+        return text
+
+
+def _endpoint_id(name: str) -> EndpointId:
+    try:
+        return EndpointId.parse(name)
+    except ValueError as exc:
+        raise StartupError(str(exc)) from exc

@@ -1,0 +1,3 @@
+"""How pushes arrive."""
+
+from .tcp import TcpRequestPlane as TcpRequestPlane

@@ -1,0 +1,36 @@
+"""The unary shape: one two-part frame whose header is the control message and whose body is the request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ingress.abc import Dialer, IngressDispatch, ParsedRequest
+from ingress.errors import InvalidMessage
+from ingress.wire.codec import codec_named
+from ingress.wire.messages import RequestControlMessage
+from ingress.wire.two_part import MessageKind, decode_two_part, kind_of
+
+
+class HeaderAndData(IngressDispatch[Any]):
+    """A request with header and data, answered by many chunks on one response stream.
+
+    The request is whatever the body holds: an object, a list, text, a number. Source: docs/wire.md §3.
+    """
+
+    def __init__(self, *, verify_checksum: bool = False) -> None:
+        self._verify_checksum = verify_checksum
+
+    def accepts(self, payload: bytes) -> bool:
+        return kind_of(payload) is MessageKind.HEADER_AND_DATA
+
+    def read_control(self, payload: bytes) -> RequestControlMessage:
+        frame = decode_two_part(payload, verify_checksum=self._verify_checksum)
+        return RequestControlMessage.decode(frame.header)
+
+    async def parse_and_build_request(
+        self, payload: bytes, control: RequestControlMessage, dialer: Dialer
+    ) -> ParsedRequest[Any]:
+        frame = decode_two_part(payload)
+        if not frame.body:
+            raise InvalidMessage("expected a request body, got none")
+        return ParsedRequest(codec_named(control.codec_name).decode(frame.body), control)

@@ -1,0 +1,346 @@
+"""How failures are told, and that no engine's failure reaches beyond its own request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from ingress._failures import describe_failure, is_cancellation, refusal_text
+from ingress.errors import (
+    DeserializationError,
+    DialBackRefused,
+    InvalidMessage,
+    Overloaded,
+    Unavailable,
+    UnsupportedTransport,
+)
+from ingress.wire.messages import ControlWord
+
+from .raw_caller import open_stage, slow_network
+
+# -- texts -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (Overloaded("worker at capacity"), "Server overloaded: worker at capacity"),
+        (Unavailable("unknown endpoint x"), "Server unavailable: unknown endpoint x"),
+        (DialBackRefused("10.0.0.1 is secret"), "Server unavailable: dial-back address refused"),
+        (
+            UnsupportedTransport("quic-response"),
+            "Server unavailable: response transport quic-response is not supported",
+        ),
+        (
+            UnsupportedTransport("\x1b\n" * 100),
+            "Server unavailable: response transport " + "\\x1b\\n" * 6 + "\\x1b…(200 characters) is not supported",
+        ),
+        (DeserializationError("secret"), "Server unavailable: unreadable control message"),
+        (InvalidMessage("secret"), "Server unavailable: unreadable control message"),
+    ],
+)
+def test_refusals_have_the_texts_that_callers_understand(error: Any, text: str) -> None:
+    assert refusal_text(error) == text
+
+
+def test_a_failure_is_described_in_one_short_line_with_its_place() -> None:
+    def fail(text: str) -> BaseException:
+        try:
+            raise ValueError(text)
+        except ValueError as exc:
+            return exc
+
+    assert describe_failure(KeyError("k")) == "KeyError: 'k'"
+    line = describe_failure(fail("bad\ntext\x1b"))
+    assert line.startswith("ValueError: bad\\ntext\\x1b (test_failures.py:")
+    assert line.endswith(" in fail)")
+    assert len(describe_failure(fail("\U0010ffff" * 10_000))) < 700
+
+
+def test_groups_are_engine_failures_unless_a_cancellation_is_in_them() -> None:
+    nested = BaseExceptionGroup("g", [ExceptionGroup("h", [ValueError()]), SystemExit(1)])
+    assert not is_cancellation(nested)
+    assert not is_cancellation(BaseExceptionGroup("g", [ValueError(), KeyboardInterrupt()]))
+
+
+# -- every exception at every point ----------------------------------------------------------------------------------
+
+POINTS = ("call", "first await", "between chunks", "after the last chunk", "cleanup", "nursery", "child task")
+
+RAISED: list[type[BaseException]] = [
+    ValueError,
+    KeyError,
+    OSError,
+    TimeoutError,
+    ConnectionResetError,
+    StopIteration,
+    StopAsyncIteration,
+    AssertionError,
+    RecursionError,
+    MemoryError,
+    UnicodeError,
+    GeneratorExit,
+    SystemExit,
+    asyncio.CancelledError,
+    trio.TooSlowError,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+    trio.EndOfChannel,
+    trio.WouldBlock,
+    trio.BusyResourceError,
+]
+
+
+async def fragile(request: tuple[int, str]) -> AsyncIterator[Any]:
+    """Raises what the request says, where it says so."""
+    error, point = RAISED[request[0]], request[1]
+
+    async def fail() -> None:
+        await trio.lowlevel.checkpoint()
+        raise error()
+
+    if point == "first await":
+        await fail()
+    try:
+        yield 1
+        if point == "between chunks":
+            raise error()
+        if point == "nursery":
+            async with trio.open_nursery():
+                raise error()
+        if point == "child task":
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(fail)
+        await trio.lowlevel.checkpoint()
+        yield 2
+        if point == "after the last chunk":
+            raise error()
+    finally:
+        if point == "cleanup":
+            raise error()
+
+
+def breaks_at_call(request: Any) -> Any:
+    raise RAISED[request[0]]()
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.integers(0, len(RAISED) - 1), st.sampled_from(POINTS), st.booleans()), max_size=6))
+def test_every_exception_at_every_point_ends_its_own_request_only(requests: list[tuple[int, str, bool]]) -> None:
+    async def scenario() -> None:
+        engines = {"demo.backend.fragile": fragile, "demo.backend.call": breaks_at_call, "demo.backend.ok": _one}
+        async with open_stage(engines) as stage:
+            paths = [record.tcp_target[1] for record in stage.worker.records()]
+            bystander = await _call(stage, paths[2], "slow")
+            for index, point, kill in requests:
+                response = await _call(stage, paths[1 if point == "call" else 0], [index, point])
+                if kill:
+                    await response.send_word(ControlWord.KILL)
+                    await response.read_to_end()
+                else:
+                    said = await response.read_to_sentinel()
+                    assert said.is_whole and len(said.errors) == 1
+                await response.aclose()
+            await wait_all_tasks_blocked()
+            assert sum(stage.counted_ends().values()) <= 2 * len(requests)
+            assert stage.sample("inflight_requests") == 1
+            assert (await (await _call(stage, paths[2], "quick")).read_to_sentinel()).items == ["ok"]
+            go_on.set()
+            assert (await bystander.read_to_sentinel()).items == ["ok"]
+
+    go_on = trio.Event()
+
+    async def _one(request: Any) -> AsyncIterator[Any]:
+        if request == "slow":
+            await go_on.wait()
+        yield "ok"
+
+    trio.run(scenario)
+
+
+async def _call(stage: Any, path: str, body: Any) -> Any:
+    assert await stage.ask(stage.caller.payload(body), path=path) == ""
+    return await stage.caller.accept()
+
+
+class Panic(BaseException):
+    """What extensions raise that want nobody to catch it."""
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, Panic])
+async def test_e06_no_exception_of_an_engine_ends_more_than_its_request(kind: type[BaseException]) -> None:
+    async def engine(request: Any) -> AsyncIterator[Any]:
+        yield trio.lowlevel.currently_ki_protected()
+        if request == "fail":
+            raise kind("boom")
+
+    def blocking(request: Any) -> Iterator[Any]:
+        yield 1
+        raise kind("boom")
+
+    async with open_stage({"demo.backend.generate": engine, "demo.backend.blocking": blocking}) as stage:
+        said = await stage.tell("fail")
+        assert said.items == [True], "a real Ctrl-C is not raised inside an engine"
+        assert "boom" in said.errors[0].message
+        assert said.is_whole
+        said = await (await _call(stage, stage.connection.path.replace("generate", "blocking"), 0)).read_to_sentinel()
+        assert said.items == [1] and len(said.errors) == 1 and said.is_whole
+        await stage.assert_alive()
+        assert set(stage.errors()) == {"generate"}
+
+
+# -- engines that do not let go --------------------------------------------------------------------------------------
+
+
+async def test_fin_does_not_wait_for_an_engine_that_cleans_up(autojump_clock: MockClock) -> None:
+    """A released worker sends its FIN at once; ours cleans up beside that."""
+
+    async def engine(request: Any) -> AsyncIterator[Any]:
+        try:
+            yield 1
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(3)
+
+    async with open_stage(engine) as stage:
+        response = await stage.call()
+        await response.read_items(1)
+        await response.send_word(ControlWord.STOP)
+        assert (await response.read_to_end()).end == "fin"
+        assert trio.current_time() < 1
+        await trio.sleep(3.1)
+        stage.assert_nothing_left()
+
+
+async def flood(request: Any) -> AsyncIterator[Any]:
+    """An engine that is at its yield when it is ended: the pump waits for a slow caller."""
+    try:
+        while True:
+            yield "x" * 100_000
+    finally:
+        await trio.sleep(request)
+        if request == 1:
+            raise ValueError("cleanup failed")
+
+
+@pytest.mark.parametrize(
+    ("cleanup", "log"), [(0, []), (1, ["engine failed while cleaning up: ValueError"]), (60, ["cleanup cut after 5 s"])]
+)
+async def test_e07_cleanup_is_shielded_for_five_seconds_then_cut_and_logged_once(
+    cleanup: int, log: list[str], autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_stage(flood, network=slow_network()) as stage:
+        response = await stage.call(cleanup)
+        await wait_all_tasks_blocked()
+        await response.send_word(ControlWord.KILL)
+        await trio.sleep(min(cleanup, 5) - 0.1 if cleanup else 0.1)
+        assert stage.sample("inflight_requests") == (cleanup > 0)
+        await trio.sleep(0.2)
+        stage.assert_nothing_left()
+        assert stage.counted_ends() == {"cancellation": 1}
+        assert [line in record.getMessage() for line, record in zip(log, caplog.records, strict=True)] == [True] * len(
+            log
+        )
+
+
+async def test_e06_an_engine_that_swallows_its_cancellation_is_ended_all_the_same() -> None:
+    yielded = 0
+
+    async def engine(request: Any) -> AsyncIterator[Any]:
+        nonlocal yielded
+        for i in range(3):
+            await trio.lowlevel.checkpoint()
+            yield i
+        while True:
+            try:
+                await trio.sleep_forever()
+            except trio.Cancelled:
+                yielded += 1
+            yield "more"
+
+    async with open_stage(engine) as stage:
+        response = await stage.call()
+        await response.read_items(3)
+        await response.send_word(ControlWord.STOP)
+        said = await response.read_to_end()
+        assert (said.items, said.has_final) == ([0, 1, 2], False)
+        await wait_all_tasks_blocked()
+        assert stage.counted_ends() == {"cancellation": 1}
+        stage.assert_nothing_left()
+        assert yielded < 100
+
+
+async def test_e06_an_engine_that_ends_cleanly_when_cancelled_sends_no_final() -> None:
+    async def engine(request: Any) -> AsyncIterator[Any]:
+        yield 1
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            return
+
+    async with open_stage(engine) as stage:
+        response = await stage.call()
+        await response.read_items(1)
+        await response.send_word(ControlWord.STOP)
+        assert (await response.read_to_end()).has_final is False
+        await wait_all_tasks_blocked()
+        assert stage.counted_ends() == {"cancellation": 1}
+
+
+@pytest.mark.parametrize("at_yield", [True, False])
+async def test_an_engine_whose_own_nursery_fails_across_a_yield_is_told_and_spares_the_worker(at_yield: bool) -> None:
+    """A nursery that is open across a yield cancels whatever the pump waits for (PEP 789)."""
+
+    async def fail() -> None:
+        await failing.wait()
+        raise ValueError("producer failed")
+
+    async def engine(request: Any) -> AsyncIterator[Any]:
+        if request == "alive?":
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail)
+            while at_yield:
+                yield "x" * 100_000
+            yield 1
+            await trio.sleep_forever()
+
+    failing = trio.Event()
+    async with open_stage(engine, network=slow_network()) as stage:
+        response = await stage.call(0)
+        await wait_all_tasks_blocked()
+        failing.set()
+        await wait_all_tasks_blocked()
+        said = await response.read_to_sentinel()
+        assert said.is_whole
+        assert said.errors[0].message == "ValueError: producer failed"
+        assert stage.counted_ends() == {"generate": 1}
+        await stage.assert_alive()
+
+
+async def test_an_engine_with_a_nursery_across_its_yields_can_be_killed(caplog: pytest.LogCaptureFixture) -> None:
+    async def engine(request: Any) -> AsyncIterator[Any]:
+        if request == "alive?":
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            while True:
+                yield "x" * 100_000
+
+    async with open_stage(engine, network=slow_network()) as stage:
+        response = await stage.call(0)
+        await wait_all_tasks_blocked()
+        await response.send_word(ControlWord.KILL)
+        await wait_all_tasks_blocked()
+        assert stage.counted_ends() == {"cancellation": 1}
+        stage.assert_nothing_left()
+        await stage.assert_alive()
+        assert caplog.records == []

@@ -1,0 +1,357 @@
+"""The TCP request plane: frames in, acks out, and nothing a peer sends ends more than its own connection."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from attrs import define, field
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from ingress._network import TcpNetwork
+from ingress.abc import Push
+from ingress.planes.tcp import TcpRequestPlane
+from ingress.testing import MemoryNetwork
+from ingress.wire.request_frame import AckDecoder, encode_request_frame
+
+from .raw_caller import open_stage
+
+
+@define
+class Receiver:
+    """What a worker would be: takes pushes, answers with what ``answer`` says of the path."""
+
+    pushes: list[Push] = field(factory=list)
+    answers: dict[str, str] = field(factory=dict)
+    raises: Exception | None = None
+
+    def __call__(self, push: Push) -> str:
+        self.pushes.append(push)
+        if push.path == "raise" and self.raises is not None:
+            raise self.raises
+        return self.answers.get(push.path or "", "")
+
+
+@define
+class Served:
+    plane: TcpRequestPlane
+    receiver: Receiver
+    network: Any
+
+    async def connect(self) -> trio.abc.Stream:
+        stream: trio.abc.Stream = await self.network.connect(*self.plane.bound_address)
+        return stream
+
+
+@asynccontextmanager
+async def serve_plane(network: Any = None, **options: Any) -> AsyncIterator[Served]:
+    network = MemoryNetwork() if network is None else network
+    served = Served(TcpRequestPlane(network, **options), Receiver(), network)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(served.plane.serve, served.receiver)
+        yield served
+        nursery.cancel_scope.cancel()
+
+
+def frame(path: str = "p", payload: bytes = b"x", **headers: str) -> bytes:
+    return encode_request_frame(path, headers, payload)
+
+
+async def read_acks(stream: trio.abc.Stream, count: int) -> list[str]:
+    """Read so many acks; fewer where the plane closes."""
+    decoder, acks = AckDecoder(), list[str]()
+    while len(acks) < count:
+        data = await stream.receive_some()
+        if not data:
+            break
+        decoder.receive_data(data)
+        acks += decoder
+    return acks
+
+
+async def is_closed(stream: trio.abc.Stream) -> bool:
+    try:
+        return not await stream.receive_some()
+    except trio.BrokenResourceError:
+        return True
+
+
+# -- frames and acks -------------------------------------------------------------------------------------------------
+
+
+async def test_f11_a_thousand_frames_in_one_write_are_acked_in_order() -> None:
+    async with serve_plane() as served:
+        served.receiver.answers = {f"p{i}": f"Server unavailable: {i}" for i in range(0, 1000, 3)}
+        stream = await served.connect()
+        await stream.send_all(b"".join(frame(f"p{i}") for i in range(1000)))
+        acks = await read_acks(stream, 1000)
+        assert acks == [f"Server unavailable: {i}" if i % 3 == 0 else "" for i in range(1000)]
+        assert [push.path for push in served.receiver.pushes] == [f"p{i}" for i in range(1000)]
+
+
+async def test_acks_do_not_wait_for_engines(autojump_clock: MockClock) -> None:
+    async def stuck(request: Any) -> AsyncIterator[Any]:
+        await trio.sleep(math.inf)
+        yield
+
+    async with open_stage(stuck) as stage:
+        for _ in range(100):
+            await stage.connection.send(stage.caller.payload())
+        assert await stage.connection.read_acks(100) == [""] * 100
+
+
+async def test_f10_frames_split_at_every_boundary_are_understood() -> None:
+    two = frame("first", b"abc", k="v") + frame("second", b"")
+    async with serve_plane() as served:
+        for cut in range(len(two) + 1):
+            stream = await served.connect()
+            await stream.send_all(two[:cut])
+            await wait_all_tasks_blocked()
+            await stream.send_all(two[cut:])
+            assert await read_acks(stream, 2) == ["", ""]
+        stream = await served.connect()
+        for i in range(len(two)):
+            await stream.send_all(two[i : i + 1])
+        assert await read_acks(stream, 2) == ["", ""]
+        assert {push.path for push in served.receiver.pushes} == {"first", "second"}
+        assert served.receiver.pushes[0].headers == {"k": "v"}
+        assert served.receiver.pushes[0].peer_host == "127.0.0.1"
+
+
+async def test_f09_a_frame_that_is_cut_short_calls_nothing_and_logs_no_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    whole = frame("path", b"y" * 60, h="v")
+    async with serve_plane() as served:
+        for cut in range(len(whole)):
+            stream = await served.connect()
+            await stream.send_all(whole[:cut])
+            await stream.aclose()
+        await wait_all_tasks_blocked()
+        assert served.receiver.pushes == []
+        assert caplog.records == []
+
+
+async def test_f16_noise_ends_its_own_connection_only() -> None:
+    dice = random.Random(1)
+    async with serve_plane(max_frame_size=100_000) as served:
+        for _ in range(300):
+            stream = await served.connect()
+            noise = bytearray(frame("path", b"y" * 60, h="v") * 2)
+            for _ in range(dice.randrange(1, 8)):
+                noise[dice.randrange(len(noise))] = dice.randrange(256)
+            with contextlib.suppress(trio.BrokenResourceError):
+                await stream.send_all(bytes(noise))
+            await stream.aclose()
+        stream = await served.connect()
+        await stream.send_all(frame("good"))
+        assert await read_acks(stream, 1) == [""]
+
+
+async def silent(request: Any) -> AsyncIterator[Any]:
+    return
+    yield
+
+
+# -- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [b"\xff\xfe\xfd", b"\xed\xa0\x80", b"\xc0\xaf"])
+async def test_f06_a_path_that_is_not_utf8_is_refused_and_the_connection_kept(path: bytes) -> None:
+    async with open_stage(silent) as stage:
+        payload = stage.caller.payload()
+        raw = bytes([0, len(path)]) + path + b"\0\0" + len(payload).to_bytes(4, "big") + payload
+        await stage.connection.stream.send_all(raw)
+        assert await stage.connection.read_acks() == ["Server unavailable: invalid endpoint path"]
+        assert await stage.ask(payload) == ""
+
+
+@pytest.mark.parametrize("length", [1025, 65535, 0x1603, 0x4745])
+async def test_f05_f17_a_path_that_is_too_long_is_refused_and_the_connection_closed(
+    length: int, autojump_clock: MockClock
+) -> None:
+    async with serve_plane() as served:
+        stream = await served.connect()
+        await stream.send_all(frame("good") + length.to_bytes(2, "big") + b"T / HTTP/1.1\r\n")
+        assert await read_acks(stream, 3) == ["", "Server unavailable: invalid endpoint path"]
+        assert await is_closed(stream)
+        assert len(served.receiver.pushes) == 1
+
+
+async def test_f01_a_frame_that_announces_too_much_is_refused_from_its_length_alone(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serve_plane() as served:
+        stream = await served.connect()
+        await stream.send_all(b"\0\x27" + b"p" * 39 + b"\0\2{}" + b"\xff" * 4)
+        size = 2 + 39 + 2 + 2 + 4 + 0xFFFFFFFF
+        assert await read_acks(stream, 2) == [
+            f"Server unavailable: message too large: {size} bytes (max: 33554432 bytes)"
+        ]
+        assert await is_closed(stream)
+        assert len(caplog.records) == 1
+
+
+async def test_f02_the_limit_counts_the_whole_frame_and_is_inclusive(autojump_clock: MockClock) -> None:
+    overhead = len(frame("p", b""))
+    async with serve_plane(max_frame_size=1000) as served:
+        stream = await served.connect()
+        await stream.send_all(frame("p", b"x" * (1000 - overhead)) + frame("p", b"x" * (1001 - overhead)))
+        assert await read_acks(stream, 3) == ["", "Server unavailable: message too large: 1001 bytes (max: 1000 bytes)"]
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("", ""),
+        ("../../etc", "../../etc"),
+        ("a\nb\x1b\0", "a\\nb\\x1b\\x00"),
+        ("\u202egnp", "\\u202egnp"),
+        ("x" * 1024, "x" * 200 + "…(1024 characters)"),
+    ],
+)
+async def test_f04_f07_an_unknown_path_is_named_escaped_and_clipped_and_the_connection_kept(
+    path: str, shown: str
+) -> None:
+    async def echo(request: Any) -> AsyncIterator[Any]:
+        yield request
+
+    async with open_stage(echo) as stage:
+        for _ in range(2):
+            ack = await stage.ask(stage.caller.payload(), path=path)
+            assert ack == f"Server unavailable: unknown endpoint {shown}"
+        await stage.assert_alive()
+
+
+@pytest.mark.parametrize("headers", [b"", b"not json", b"[]", b"null", b'{"a":1}', b"[" * 30_000, b"\xff" * 65535])
+async def test_f08_headers_of_any_kind_are_served(headers: bytes) -> None:
+    async with serve_plane() as served:
+        stream = await served.connect()
+        await stream.send_all(b"\0\1p" + len(headers).to_bytes(2, "big") + headers + b"\0\0\0\1x")
+        assert await read_acks(stream, 1) == [""]
+        assert served.receiver.pushes[0].headers == {}
+
+
+# -- peers that misbehave --------------------------------------------------------------------------------------------
+
+
+async def test_f12_a_peer_that_never_reads_its_acks_is_not_read_from_and_closed_at_the_deadline(
+    autojump_clock: MockClock,
+) -> None:
+    async with serve_plane(MemoryNetwork(trio.testing.lockstep_stream_pair)) as served:
+        stream = await served.connect()
+        sent = 0
+        with pytest.raises(trio.BrokenResourceError):
+            while True:
+                await stream.send_all(frame("p") * 100)
+                sent += 1
+        assert trio.current_time() == pytest.approx(60)
+        assert sent <= 2
+
+
+async def test_f14_an_idle_connection_is_kept(autojump_clock: MockClock) -> None:
+    async with serve_plane() as served:
+        stream = await served.connect()
+        for _ in range(3):
+            await stream.send_all(frame())
+            assert await read_acks(stream, 1) == [""]
+            await trio.sleep(3600)
+
+
+async def test_a_receiver_that_fails_ends_one_connection_and_not_the_plane(caplog: pytest.LogCaptureFixture) -> None:
+    async with serve_plane() as served:
+        served.receiver.raises = RuntimeError("bug")
+        first, second = await served.connect(), await served.connect()
+        await first.send_all(frame("raise"))
+        assert await is_closed(first)
+        await second.send_all(frame("fine"))
+        assert await read_acks(second, 1) == [""]
+        assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+class FailingListener(trio.abc.Listener[trio.abc.Stream]):
+    """Raises errors before it accepts."""
+
+    def __init__(self, inner: Any, errors: list[OSError]) -> None:
+        self._inner = inner
+        self._errors = errors
+
+    async def accept(self) -> trio.abc.Stream:
+        if self._errors:
+            raise self._errors.pop(0)
+        stream: trio.abc.Stream = await self._inner.accept()
+        return stream
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+class FailingNetwork(MemoryNetwork):
+    errors: list[OSError]
+
+    async def open_listener(self, host: str, port: int) -> Any:
+        self.inner = await super().open_listener(host, port)
+        return FailingListener(self.inner, self.errors)
+
+    def local_address(self, listener: Any) -> tuple[str, int]:
+        return self.inner.address
+
+
+async def test_l03_the_listener_survives_every_accept_errno_without_spinning(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = FailingNetwork()
+    network.errors = [OSError(number, "cannot") for number in (24, 23, 12, 105, 103, 71, 113, 1, 22, 999)]
+    network.errors += [OSError(24, "too many open files") for _ in range(100)]
+    async with serve_plane(network) as served:
+        stream = await served.connect()
+        await stream.send_all(frame())
+        assert await read_acks(stream, 1) == [""]
+        assert 10 < trio.current_time() < 12  # a tenth of a second each
+        assert len(caplog.records) < 10 + 2 * 13  # a line for each kind, and at most two a second
+
+
+# -- where callers are sent ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("advertise", "expected"),
+    [
+        (None, "127.0.0.1:40001"),
+        ("worker-7", "worker-7:40001"),
+        ("worker-7:99", "worker-7:99"),
+        ("10.0.0.7", "10.0.0.7:40001"),
+        ("10.0.0.7:99", "10.0.0.7:99"),
+        ("12345", "12345:40001"),
+        ("2001:db8::7", "[2001:db8::7]:40001"),
+        ("[2001:db8::7]", "[2001:db8::7]:40001"),
+        ("[2001:db8::7]:99", "[2001:db8::7]:99"),
+    ],
+)
+async def test_the_advertised_address_is_what_was_asked_for_with_the_bound_port(
+    advertise: str | None, expected: str
+) -> None:
+    async with serve_plane(advertise=advertise) as served:
+        assert served.plane.transport("1/a") == {"tcp": f"{expected}/1/a"}
+
+
+async def test_a_worker_bound_to_all_addresses_advertises_one_that_is_not_loopback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ingress.planes.tcp.routable_host", lambda: "10.9.8.7")
+    for host in ("0.0.0.0", "::"):
+        async with serve_plane(TcpNetwork(), host=host) as served:
+            _, port = served.plane.bound_address
+            assert served.plane.advertised_address == f"10.9.8.7:{port}"
+
+
+async def test_the_addresses_of_a_plane_that_has_not_started_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="has not started"):
+        TcpRequestPlane(MemoryNetwork()).transport("x")
