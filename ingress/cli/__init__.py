@@ -1,0 +1,50 @@
+"""The command ``ingress``: :func:`main` is its entry point.
+
+Kept light on purpose: ``ingress --version`` imports nothing but this file, and each verb imports what it alone needs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+# Flags that mean the same for every verb, and may therefore stand in front of it.
+_EARLY_FLAGS = frozenset({"-v", "-vv", "--verbose", "-q", "--quiet"})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code.
+
+    0 clean · 1 run-time failure · 2 usage · 3 start-up failure · 4 drained with requests cancelled · 130/143 forced.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["--version"]:
+        from .._version import __version__
+
+        print(f"ingress {__version__}")
+        return 0
+    _forget_empty_variables()
+    from ._app import run_command_line
+
+    return run_command_line(_verb_first(arguments))
+
+
+def _forget_empty_variables() -> None:
+    """Treat an empty ``DYN_…`` or ``INGRESS_…`` variable as absent, which is what manifests mean by one."""
+    for name in [name for name, value in os.environ.items() if not value and name.startswith(("DYN_", "INGRESS_"))]:
+        del os.environ[name]
+
+
+def _verb_first(arguments: list[str]) -> list[str]:
+    """Move flags in front of the verb behind it: ``ingress -v serve x`` is ``ingress serve -v x``."""
+    early: list[str] = []
+    rest = list(arguments)
+    while rest:
+        if rest[0] in _EARLY_FLAGS or rest[0].startswith("--color="):
+            early.append(rest.pop(0))
+        elif rest[0] == "--color" and len(rest) > 1:
+            early += [rest.pop(0), rest.pop(0)]
+        else:
+            break
+    return [*rest[:1], *early, *rest[1:]]

@@ -1,0 +1,91 @@
+"""The verbs, and the one place where whatever goes wrong becomes a message and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+
+from cyclopts import App, CycloptsError
+
+from .._version import __version__
+from ..errors import StartupError
+from ._errors import EXIT_CLEAN, EXIT_FAILED, CommandError, print_error, startup_error, usage_error
+from ._screen import make_console
+
+EXIT_INTERRUPTED = 130
+
+VERBS = {
+    "demo": "Watch a worker and a caller at work, in one process.",
+    "serve": "Run engines as a worker until told to stop.",
+    "call": "Send one request to a live worker and stream the answer.",
+    "ls": "List the workers that discovery knows.",
+    "plugins": "List the shapes, engines and discoveries that are installed.",
+    "decode": "Explain captured bytes, field by field.",
+    "check": "Put an engine or a shape through what a cluster may do to it.",
+    "new": "Write a small project: an engine or a shape, with its tests.",
+}
+
+
+def make_app() -> App:
+    """Build the command; a verb's module is imported when the verb is used."""
+    app = App(
+        name="ingress",
+        help="The worker side of a distributed-inference cluster. New here? Start with `ingress demo`.",
+        version=f"ingress {__version__}",
+        help_format="plaintext",
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,
+    )
+    for verb, summary in VERBS.items():
+        app.command(f"ingress.cli._{verb}:{verb}", name=verb, help=summary)
+    return app
+
+
+def run_command_line(arguments: Sequence[str]) -> int:
+    """Run the verb and return the exit code; nothing but a bug gets out as an exception."""
+    color = _color_named(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # our screens use a few characters that an ASCII terminal lacks
+    try:
+        result = make_app()(
+            arguments,
+            console=make_console(sys.stdout, color),
+            exit_on_error=False,
+            print_error=False,
+        )
+    except CycloptsError as exc:
+        error = usage_error(exc, list(VERBS))
+    except CommandError as exc:
+        error = exc
+    except StartupError as exc:
+        error = startup_error(exc)
+    except BrokenPipeError:
+        # Whoever read our output wants no more of it: `ingress call … | head`. Nobody is left to be told.
+        return _leave_quietly()
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    else:
+        return result if isinstance(result, int) else EXIT_CLEAN
+    print_error(error, make_console(sys.stderr, color))
+    return error.exit_code or EXIT_FAILED
+
+
+def _leave_quietly() -> int:
+    import os
+
+    # The interpreter flushes stdout once more on its way out, and would complain.
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    return EXIT_CLEAN
+
+
+def _color_named(arguments: Sequence[str]) -> str:
+    """Find ``--color`` before anything is parsed: errors in the rest of the line want it too."""
+    for flag, following in pairwise([*arguments, ""]):
+        if flag == "--color":
+            return following
+        if flag.startswith("--color="):
+            return flag.removeprefix("--color=")
+    return "auto"

@@ -1,0 +1,83 @@
+"""What goes into a call and what comes out: requests from the command line, items to standard output."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ._errors import usage
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_request(data: str) -> Any:
+    """Read the request: JSON, ``@FILE``, ``-``.
+
+    Raises:
+        CommandError: no such file, or no JSON.
+    """
+    source = "-d"
+    if data in ("-", "@-"):
+        raw, source = sys.stdin.buffer.read(), "standard input"
+    elif data.startswith("@"):
+        source = data[1:]
+        try:
+            raw = Path(source).read_bytes()
+        except OSError as exc:
+            raise usage(
+                f"{source} cannot be read", exc.strerror or str(exc), "-d @FILE, or -d - for standard input"
+            ) from exc
+    else:
+        raw = data.encode(errors="replace")
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
+        hint = (
+            f"""-d '"{data}"' for plain text""" if source == "-d" and data.isalnum() else """-d '{"prompt":"hello"}'"""
+        )
+        raise usage(f"{source} is not JSON", str(exc), hint) from exc
+
+
+def read_instance_id(text: str) -> int:
+    """Read the hex digits of an instance id.
+
+    Raises:
+        CommandError: they are none.
+    """
+    try:
+        return int(text, 16)
+    except ValueError as exc:
+        raise usage(f"--direct {text} cannot be used", "expected the hex digits of an instance", "ingress ls") from exc
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def text_of(item: Any) -> str:
+    """Return what an item says: its ``text``, else its ``data``, else itself as JSON."""
+    if isinstance(item, str):
+        return item
+    if isinstance(item, dict):
+        for key in ("text", "data"):
+            if isinstance(item.get(key), str):
+                return str(item[key])
+    return json_line(item).decode()
+
+
+def json_line(item: Any) -> bytes:
+    """Return the item as one line of JSON; what only msgpack can hold becomes text."""
+    return msgspec.json.encode(item, enc_hook=str) + b"\n"
+
+
+def write(raw: bytes) -> None:
+    """Write to standard output at once: whoever reads it may be waiting."""
+    sys.stdout.buffer.write(raw)
+    sys.stdout.buffer.flush()
+
+
+def print_document(document: Any) -> None:
+    """Write a whole JSON document to standard output, for people and programs alike."""
+    write(msgspec.json.format(msgspec.json.encode(document, enc_hook=str), indent=2) + b"\n")

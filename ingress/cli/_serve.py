@@ -1,0 +1,153 @@
+"""``ingress serve``: run engines as a worker until told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import os
+from collections.abc import Sequence
+from typing import Annotated
+
+import trio
+from cyclopts import Parameter
+
+from .._serve import make_worker, serve_until_signalled
+from .._worker import Worker
+from ..errors import IngressError
+from ._errors import EXIT_FAILED, EXIT_STARTUP, CommandError, usage
+from ._logging import wants_json
+from ._options import DEFAULT_DISCOVERY, DEFAULT_OUTPUT, DiscoveryOptions, OutputOptions, check_endpoint
+from ._screen import Row, call_command, command_lines, print_card, short_path
+from ._targets import Target, resolve_target
+from ._worker_options import DEFAULT_WORKER, WorkerOptions
+
+logger = logging.getLogger("ingress.cli")
+
+EXAMPLE_REQUEST = '{"prompt":"hello"}'
+
+
+def serve(
+    *targets: str,
+    endpoint: Annotated[list[str] | None, Parameter(negative=())] = None,
+    worker: WorkerOptions = DEFAULT_WORKER,
+    discovery: DiscoveryOptions = DEFAULT_DISCOVERY,
+    output: OutputOptions = DEFAULT_OUTPUT,
+) -> int:
+    """Run engines as a worker until told to stop.
+
+    The first SIGTERM or Ctrl-C leaves discovery and lets running requests finish; the second ends at once.
+
+    Parameters
+    ----------
+    targets
+        module:attr, file.py:attr (attr is generate if left out), or the name of an installed engine.
+    endpoint
+        namespace.component.endpoint of the first target, of the second, and so on. A single target has a default.
+    """
+    output.set_up_logging(logging.INFO)
+    endpoints = pair_endpoints(targets, endpoint or [], worker.namespace)
+    served = {name: resolve_target(text) for name, text in zip(endpoints, targets, strict=True)}
+    made = make_worker(
+        {name: target.engine for name, target in served.items()},
+        discovery=discovery.open(),
+        **worker.keywords(served),
+    )
+    _warn_of_open_doors(worker)
+
+    is_started = False
+
+    def on_started(started: Worker) -> None:
+        nonlocal is_started
+        is_started = True
+        if output.quiet or wants_json(os.environ):
+            logger.info("serving %s on %s", ", ".join(served), started.address)
+        else:
+            with contextlib.suppress(BrokenPipeError):  # nobody to read it is no reason not to serve
+                _show_card(started, served, worker, discovery, output)
+
+    try:
+        code = trio.run(serve_until_signalled, made, on_started)
+    except IngressError:
+        raise
+    except Exception as exc:
+        logger.debug("traceback", exc_info=exc)
+        raise CommandError(
+            "the worker failed" if is_started else "the worker could not start",
+            f"{type(exc).__name__}: {exc}",
+            "the same command with -v shows where",
+            exit_code=EXIT_FAILED if is_started else EXIT_STARTUP,
+        ) from exc
+    logger.info("stopped: %s", _ending(made, code))
+    return code
+
+
+def pair_endpoints(targets: Sequence[str], endpoints: Sequence[str], namespace: str) -> list[str]:
+    """Return the full name of each target's endpoint.
+
+    Raises:
+        CommandError: no target, a wrong count, a bad name, or a name given twice.
+    """
+    if not targets:
+        raise usage("nothing to serve", "`ingress serve` needs a target", "ingress serve markov, or hello.py:generate")
+    if not endpoints and len(targets) == 1:
+        endpoints = ["backend.generate"]
+    if len(endpoints) != len(targets):
+        raise usage(
+            f"{len(targets)} targets and {len(endpoints)} endpoints do not pair up",
+            "the first --endpoint is for the first target, the second for the second",
+            f"ingress serve {' '.join(targets)} "
+            + " ".join(f"--endpoint {namespace}.backend.{number}" for number in range(1, len(targets) + 1)),
+        )
+    names = [check_endpoint(text, namespace) for text in endpoints]
+    if len(set(names)) < len(names):
+        raise usage("an endpoint is given twice", ", ".join(names), "a name of its own for each target")
+    return names
+
+
+def _warn_of_open_doors(options: WorkerOptions) -> None:
+    try:
+        is_loopback = ipaddress.ip_address(options.host).is_loopback
+    except ValueError:
+        is_loopback = options.host == "localhost"
+    if not is_loopback:
+        logger.warning(
+            "listening on %s: whoever reaches the port can send requests, and nothing is encrypted", options.host
+        )
+    if options.dial_policy == "any":
+        logger.warning("dial policy any: whoever sends a request chooses where this worker connects to")
+
+
+def _show_card(
+    worker: Worker,
+    served: dict[str, Target],
+    options: WorkerOptions,
+    discovery: DiscoveryOptions,
+    output: OutputOptions,
+) -> None:
+    console = output.stderr()
+    where = "mem (this process only)" if discovery.discovery == "mem" else f"file {short_path(discovery.directory)}"
+    other = "json" if worker.codec == "msgpack" else "msgpack"
+    rows: list[Row] = [[("endpoint", name), ("engine", target.label)] for name, target in served.items()]
+    rows += [
+        [("request", f"tcp {worker.address}"), ("codec", f"{worker.codec}, reads {other} too")],
+        [("discovery", where), ("instance", f"{worker.instance_id:x}")],
+        [
+            ("limits", f"{options.engine_request_limit} at once + {options.request_queue_limit} in line"),
+            ("drain", f"{options.grace:g} s + up to {options.drain_budget:g} s"),
+        ],
+    ]
+    print_card(console, rows)
+    if discovery.discovery == "mem":
+        return
+    console.print("Ctrl-C once drains, twice quits. In another terminal:", style="dim", soft_wrap=True)
+    parts = call_command(next(iter(served)), EXAMPLE_REQUEST, discovery.file_kv_to_name)
+    console.print(command_lines(console, parts), soft_wrap=True)
+
+
+def _ending(worker: Worker, code: int) -> str:
+    if code > 128:
+        return "forced by a second signal"
+    if worker.cancelled_by_drain:
+        return f"drained, {worker.cancelled_by_drain} requests cancelled by the budget"
+    return "drained, every request was answered"

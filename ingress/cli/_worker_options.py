@@ -1,0 +1,159 @@
+"""The options of ``ingress serve`` that make a worker; names and twins are Dynamo's wherever it has them."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from attrs import frozen
+from cyclopts import Group, Parameter
+from cyclopts.validators import Number
+
+from .._admission import DEFAULT_ENGINE_REQUEST_LIMIT, DEFAULT_REQUEST_QUEUE_LIMIT
+from .._dial_policy import DialPolicy
+from .._worker import DEFAULT_DRAIN_BUDGET, DEFAULT_LINGER
+from ..planes.tcp import DEFAULT_HOST
+from ..wire.request_frame import DEFAULT_MAX_FRAME_SIZE
+from ._errors import usage
+from ._options import DEFAULT_NAMESPACE, Namespace, parse_pairs
+
+NETWORK = Group("Network", sort_key=1)
+LIMITS = Group("Limits", sort_key=2)
+ENDING = Group("Ending", sort_key=3)
+
+# What 4 bytes of length can announce (docs/wire.md §1).
+_LARGEST_FRAME = 2**32 - 1
+
+# prometheus_client takes any UTF-8; scrapers of the format that released workers write do not.
+_LABEL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+
+
+def check_seconds(kind: object, value: float) -> None:
+    """Raise ValueError unless the value is a duration one can wait for."""
+    if not math.isfinite(value) or value < 0:
+        raise ValueError("expected seconds, 0 or more")
+
+
+def check_networks(kind: object, values: Iterable[str] | None) -> None:
+    """Raise ValueError unless every value is a network in CIDR notation, or an address."""
+    for value in values or ():
+        ipaddress.ip_network(value)
+
+
+def _networks(twin: str, text: str) -> Parameter:
+    return Parameter(env_var=twin, negative=(), group=NETWORK, validator=check_networks, help=text)
+
+
+def _seconds(twin: str, text: str) -> Parameter:
+    return Parameter(env_var=twin, group=ENDING, validator=check_seconds, help=text)
+
+
+def _number(twin: str | list[str], text: str, *, least: int, most: int | None = None) -> Parameter:
+    return Parameter(env_var=twin, group=LIMITS, validator=Number(gte=least, lte=most), help=text)
+
+
+@Parameter(name="*")
+@frozen
+class WorkerOptions:
+    """Everything of a worker but its engines and its discovery."""
+
+    namespace: Namespace = DEFAULT_NAMESPACE
+    host: Annotated[str, Parameter(env_var="DYN_TCP_RPC_HOST", group=NETWORK, help="Address to listen on.")] = (
+        DEFAULT_HOST
+    )
+    port: Annotated[
+        int,
+        Parameter(
+            env_var="DYN_TCP_RPC_PORT",
+            group=NETWORK,
+            validator=Number(gte=0, lte=65535),
+            help="Port to listen on; 0 picks one.",
+        ),
+    ] = 0
+    advertise: Annotated[
+        str | None,
+        Parameter(env_var="INGRESS_ADVERTISE", group=NETWORK, help="HOST or HOST:PORT that callers are told."),
+    ] = None
+    codec: Annotated[
+        Literal["msgpack", "json"],
+        Parameter(
+            env_var="DYN_REQUEST_PLANE_CODEC", group=NETWORK, help="Codec that callers are asked for; both are read."
+        ),
+    ] = "msgpack"
+    dial_policy: Annotated[
+        Literal["peer", "cidr", "any"],
+        Parameter(
+            env_var="INGRESS_DIAL_POLICY",
+            group=NETWORK,
+            help="Whom answers may be sent to: who asked, listed networks, or anyone.",
+        ),
+    ] = "peer"
+    dial_allow: Annotated[
+        list[str] | None, _networks("INGRESS_DIAL_ALLOW", "Network that may be dialled; repeatable.")
+    ] = None
+    dial_deny: Annotated[
+        list[str] | None, _networks("INGRESS_DIAL_DENY", "Network that may not be dialled; repeatable.")
+    ] = None
+    engine_request_limit: Annotated[
+        int,
+        _number(
+            ["DYN_ENGINE_REQUEST_LIMIT", "DYN_TCP_WORKER_POOL_SIZE"], "Requests in the engines at a time.", least=1
+        ),
+    ] = DEFAULT_ENGINE_REQUEST_LIMIT
+    request_queue_limit: Annotated[
+        int,
+        _number(
+            ["DYN_DYNAMO_REQUEST_QUEUE_LIMIT", "DYN_TCP_WORK_QUEUE_SIZE"],
+            "Requests in line; what comes on top is refused.",
+            least=0,
+        ),
+    ] = DEFAULT_REQUEST_QUEUE_LIMIT
+    max_message_size: Annotated[
+        int, _number("DYN_TCP_MAX_MESSAGE_SIZE", "Bytes of the largest request.", least=1, most=_LARGEST_FRAME)
+    ] = DEFAULT_MAX_FRAME_SIZE
+    stop_grace: Annotated[float, _seconds("INGRESS_STOP_GRACE", "Seconds a stopped engine has for its last words.")] = (
+        0.0
+    )
+    grace: Annotated[
+        float,
+        _seconds("DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS", "Seconds to go on accepting after leaving discovery."),
+    ] = DEFAULT_LINGER
+    drain_budget: Annotated[
+        float,
+        _seconds("DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS", "Seconds that running requests have to finish."),
+    ] = DEFAULT_DRAIN_BUDGET
+    metrics_label: Annotated[
+        list[str] | None, Parameter(negative=(), help="KEY=VALUE on every metric of these endpoints; repeatable.")
+    ] = None
+
+    def keywords(self, endpoints: Iterable[str]) -> dict[str, Any]:
+        """Return the keyword arguments of :class:`ingress.Worker`.
+
+        Raises:
+            CommandError: a label is not KEY=VALUE, or its key no label's name.
+        """
+        labels = parse_pairs(self.metrics_label, "--metrics-label")
+        for name in labels:
+            if not _LABEL_NAME.fullmatch(name):
+                why = "a label's name has letters, digits and underscores, and begins with no digit"
+                raise usage(f"--metrics-label {name}={labels[name]} cannot be used", why, "--metrics-label team=search")
+        return {
+            "host": self.host,
+            "port": self.port,
+            "advertise": self.advertise,
+            "codec": self.codec,
+            "max_frame_size": self.max_message_size,
+            "engine_request_limit": self.engine_request_limit,
+            "request_queue_limit": self.request_queue_limit,
+            "dial_policy": DialPolicy(self.dial_policy, self.dial_allow or (), self.dial_deny or ()),
+            "stop_grace": self.stop_grace,
+            "linger": self.grace,
+            "drain_budget": self.drain_budget,
+            "metrics_labels": dict.fromkeys(endpoints, labels) if labels else None,
+        }
+
+
+DEFAULT_WORKER = WorkerOptions()

@@ -1,0 +1,297 @@
+"""The command line in process: what is printed where, and with which exit code it ends."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ingress import __version__
+from ingress.cli import main
+from ingress.cli._app import VERBS, make_app
+from ingress.cli._options import DiscoveryOptions, check_endpoint, parse_pairs
+from ingress.cli._payloads import json_line, read_request, text_of
+from ingress.cli._serve import pair_endpoints
+from ingress.cli._worker_options import DEFAULT_WORKER, WorkerOptions
+
+CAPTURES = Path(__file__).parent / "captures"
+
+
+@pytest.fixture(autouse=True)
+def clean_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    for name in list(os.environ):
+        if name.startswith(("DYN_", "INGRESS_")):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    root = logging.getLogger()
+    before = root.handlers[:], root.level, logging.getLogger("ingress").level
+    yield
+    root.handlers[:], level, ours = before
+    root.setLevel(level)
+    logging.getLogger("ingress").setLevel(ours)
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[str]]:
+    code = main(list(arguments))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return code, captured.err.splitlines()
+
+
+# -- finding one's way ------------------------------------------------------------------------------------------------
+
+
+def test_without_a_verb_the_verbs_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(verb in shown for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    assert f"Usage: ingress {verb}" in capsys.readouterr().out
+
+
+def test_an_unknown_verb_gets_the_nearest_suggested(capsys: pytest.CaptureFixture[str]) -> None:
+    assert complaint(capsys, "srve") == (
+        2,
+        [
+            "error: unknown verb 'srve'",
+            f"  why: the verbs are {', '.join(VERBS)}",
+            "  try: ingress serve",
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what", "remedy"),
+    [
+        (["serve", "echo", "--prt", "1"], "unknown option --prt", "--port"),
+        (["serve", "echo", "--port"], "--port is missing its value", "ingress serve --help"),
+        (["serve", "echo", "--codec", "jsn"], "--codec jsn cannot be used", "ingress serve --help"),
+        (["serve", "echo", "--grace", "nan"], "--grace nan cannot be used", "ingress serve --help"),
+        (["serve", "echo", "--dial-allow", "1.2.3"], "--dial-allow 1.2.3 cannot be used", "ingress serve --help"),
+        (["serve", "echo", "--endpoint", "a.b.c.d"], "'a.b.c.d' is no endpoint", "demo.backend.generate"),
+        (
+            ["serve", "echo", "--metrics-label", "a-b=c"],
+            "--metrics-label a-b=c cannot be used",
+            "--metrics-label team=search",
+        ),
+        (["serve"], "nothing to serve", "ingress serve markov, or hello.py:generate"),
+        (["call"], "ENDPOINT is missing its value", "ingress call --help"),
+        (["call", "a.b.c", "d"], "d is too much", "ingress call --help"),
+        (["call", "a.b.c", "-d", "hello"], "-d is not JSON", "-d '\"hello\"' for plain text"),
+        (["call", "a.b.c", "-H", "x"], "-H x cannot be used", "-H team=search"),
+        (["call", "a.b.c", "--direct", "zz"], "--direct zz cannot be used", "ingress ls"),
+        (["decode", "no-such-file"], "no-such-file cannot be read", "a file, or - for standard input"),
+        (
+            ["ls", "--discovery", "mem"],
+            "mem discovery cannot find other processes",
+            "--discovery file, with the --file-kv of the worker",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_usage_errors_end_with_2_and_say_what_to_try(
+    arguments: list[str], what: str, remedy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, lines = complaint(capsys, *arguments)
+    assert code == 2
+    assert lines[0] == f"error: {what}"
+    assert lines[-1] == f"  try: {remedy}"
+    assert len(lines) <= 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("DYN_TCP_RPC_PORT", "abc", "expected a whole number"),
+        ("DYN_TCP_RPC_PORT", "99999", "must be <= 65535"),
+        ("DYN_REQUEST_PLANE_CODEC", "xml", "expected one of msgpack, json"),
+        ("DYN_DISCOVERY_BACKEND", "etcd", "expected one of file, mem"),
+        ("DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS", "-1", "expected seconds, 0 or more"),
+        ("DYN_TCP_WORKER_POOL_SIZE", "0", "must be >= 1"),
+        ("DYN_LOG", "loud", "'loud' is no level; known: trace, debug, info, warn, warning, error, off"),
+    ],
+)
+def test_a_bad_variable_is_a_usage_error_that_names_it(
+    name: str, value: str, reason: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    code, lines = complaint(capsys, "serve", "echo", "--host", "256.0.0.0")
+    assert (code, lines[:2]) == (2, [f"error: {name}={value} cannot be used", f"  why: {reason}"])
+
+
+# -- flag, variable, default ------------------------------------------------------------------------------------------
+
+
+def worker_options(arguments: list[str]) -> WorkerOptions:
+    """Parse a ``serve`` line, and return the options instead of serving."""
+    seen: list[WorkerOptions] = []
+
+    def serve(*targets: str, worker: WorkerOptions = DEFAULT_WORKER) -> int:
+        seen.append(worker)
+        return 0
+
+    app = make_app()
+    del app["serve"]
+    app.command(serve)
+    app(["serve", "echo", *arguments], exit_on_error=False)
+    return seen[0]
+
+
+def test_a_flag_beats_its_variable_and_a_variable_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert worker_options([]).port == 0
+    monkeypatch.setenv("DYN_TCP_RPC_PORT", "4000")
+    assert worker_options([]).port == 4000
+    assert worker_options(["--port", "5000"]).port == 5000
+
+
+def test_the_newer_name_of_a_limit_beats_the_older(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DYN_TCP_WORKER_POOL_SIZE", "7")
+    assert worker_options([]).engine_request_limit == 7
+    monkeypatch.setenv("DYN_ENGINE_REQUEST_LIMIT", "9")
+    assert worker_options([]).engine_request_limit == 9
+
+
+def test_options_become_the_keyword_arguments_of_a_worker() -> None:
+    arguments = ["--dial-policy", "cidr", "--dial-allow", "10.0.0.0/8", "--metrics-label", "team=x", "--grace", "0.5"]
+    keywords = worker_options(arguments).keywords(["a.b.c"])
+    assert keywords["dial_policy"].name == "cidr"
+    assert [str(network) for network in keywords["dial_policy"].allow] == ["10.0.0.0/8"]
+    assert keywords["metrics_labels"] == {"a.b.c": {"team": "x"}}
+    assert keywords["linger"] == 0.5
+
+
+def test_an_empty_variable_counts_as_absent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DYN_FILE_KV", "")
+    monkeypatch.setenv("DYN_DISCOVERY_BACKEND", "")
+    monkeypatch.setenv("TMPDIR", "/nowhere")
+    assert main(["ls", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["discovery"]["backend"] == "file"
+
+
+def test_the_file_store_is_named_only_where_another_terminal_must_be_told(tmp_path: Path) -> None:
+    assert DiscoveryOptions().file_kv_to_name is None
+    assert DiscoveryOptions(file_kv=tmp_path).file_kv_to_name == tmp_path
+
+
+def test_endpoints_are_completed_by_the_namespace() -> None:
+    assert check_endpoint("generate", "demo") == "demo.backend.generate"
+    assert check_endpoint("dyn://a.b.c", "demo") == "a.b.c"
+
+
+def test_targets_and_endpoints_pair_up() -> None:
+    assert pair_endpoints(["echo"], [], "team") == ["team.backend.generate"]
+    assert pair_endpoints(["echo", "markov"], ["a", "x.y.z"], "team") == ["team.backend.a", "x.y.z"]
+
+
+@pytest.mark.parametrize("endpoints", [[], ["a"], ["a", "b", "c"], ["a", "a"]])
+def test_targets_and_endpoints_that_do_not_pair_up_are_refused(
+    endpoints: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [word for endpoint in endpoints for word in ("--endpoint", endpoint)]
+    assert complaint(capsys, "serve", "echo", "markov", *flags)[0] == 2
+
+
+def test_pairs_keep_what_follows_the_first_equals_sign() -> None:
+    assert parse_pairs(["a=b=c", "d="], "-H") == {"a": "b=c", "d": ""}
+
+
+# -- call: in and out -------------------------------------------------------------------------------------------------
+
+
+def test_a_request_is_read_from_the_line_or_a_file(tmp_path: Path) -> None:
+    (tmp_path / "request.json").write_text('{"n": 3}')
+    assert read_request('{"n": 3}') == read_request(f"@{tmp_path / 'request.json'}") == {"n": 3}
+
+
+def test_text_is_taken_from_where_items_have_it() -> None:
+    assert [text_of(item) for item in ("a", {"text": "b"}, {"data": "c"}, {"other": 1})] == [
+        "a",
+        "b",
+        "c",
+        '{"other":1}\n',
+    ]
+
+
+def test_an_item_is_one_line_whatever_it_holds() -> None:
+    assert json_line({"text": "a\nb", 1: b"\xff"}) == b'{"text":"a\\nb","1":"/w=="}\n'
+
+
+def test_calling_nobody_says_who_is_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, lines = complaint(capsys, "call", "demo.backend.generate", "--file-kv", str(tmp_path / "kv"))
+    assert code == 1
+    assert lines[:2] == ["error: nobody serves demo.backend.generate", f"  why: {tmp_path / 'kv'} knows no worker"]
+
+
+# -- ls, plugins, decode ----------------------------------------------------------------------------------------------
+
+
+def test_ls_lists_records_as_a_table_and_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    vector = json.loads((CAPTURES / "discovery-record-1.6.1.json").read_text())
+    store = tmp_path / "kv" / "v1" / "instances"
+    store.mkdir(parents=True)
+    (store / vector["file_name"]).write_bytes(bytes.fromhex(vector["bytes_hex"]))
+    assert main(["ls", "--file-kv", str(tmp_path / "kv")]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [
+        "endpoint               instance          address          codec",
+        "demo.backend.generate  94350025299dac90  127.0.0.1:46109  msgpack",
+    ]
+    assert captured.err.startswith("1 instance of 1 endpoint")
+    assert main(["ls", "generate", "--json", "--file-kv", str(tmp_path / "kv")]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema"] == "ingress.ls/1"
+    assert [(each["endpoint"], each["instance"], each["codec"]) for each in document["instances"]] == [
+        ("demo.backend.generate", "94350025299dac90", "msgpack")
+    ]
+    assert main(["ls", "other", "--json", "--file-kv", str(tmp_path / "kv")]) == 0
+    assert json.loads(capsys.readouterr().out)["instances"] == []
+
+
+def test_plugins_lists_the_built_in_ones_and_loads_them_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugins", "--check", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema"] == "ingress.plugins/1"
+    names = {(each["group"], each["name"]) for each in document["plugins"]}
+    assert {("ingress.engines", "echo"), ("ingress.engines", "markov"), ("ingress.shapes", "header-and-data")} <= names
+    assert all(each["problem"] is None for each in document["plugins"])
+
+
+def test_decode_prints_offsets_names_and_values(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["decode", str(CAPTURES / "response-ok-1.6.1.json")]) == 0
+    shown = capsys.readouterr().out
+    assert "frame 6  sentinel  34 bytes at offset 352\n" in shown
+    assert "     24  7b 22 73 75 62 6a 65 …   header         call-home handshake (75 bytes)\n" in shown
+    assert "\x1b" not in shown
+
+
+def test_decode_colours_when_told_to(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--color=always", "decode", str(CAPTURES / "ack-ok-1.6.1.json")]) == 0
+    assert "\x1b[" in capsys.readouterr().out
+
+
+def test_decode_has_a_versioned_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["decode", "--json", str(CAPTURES / "response-types-1.6.1.json")]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema"] == "ingress.decode/1"
+    assert document["captures"][0]["form"] == "two-part"
+
+
+def test_decode_ends_with_1_where_bytes_are_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "cut").write_text("00 26 39 34")
+    assert main(["decode", str(tmp_path / "cut")]) == 1
+    assert "path at offset 2 needs 38 bytes, 2 of them here: 36 are missing" in capsys.readouterr().out
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ingress {__version__}\n"
