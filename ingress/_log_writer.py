@@ -1,0 +1,150 @@
+"""A log handler that never waits and never raises: a thread writes, and what nobody takes is dropped and counted."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from typing import IO
+
+# Lines that may wait for a slow or blocked reader. Some 200 KiB; more would only be older news.
+QUEUE_LINES = 1000
+
+# What the end of a process gives a blocked reader to take the last lines.
+CLOSE_TIMEOUT = 1.0
+
+_BATCH = 100
+
+# A line may be this late. Without it the thread would fight the event loop for the interpreter at every line, which
+# made a line three times as dear.
+_NAP = 0.01
+
+
+class LineWriter(logging.Handler):
+    """Writes formatted records to a stream, a batch at a time.
+
+    A stream with a descriptor is written by a thread, past Python's own buffer, whose lock a blocked write would keep
+    to the end of the process. A stream in memory is written at once. None, as ``sys.stderr`` is where it was closed
+    before the start, takes nothing. May be used from any thread and after a fork.
+    """
+
+    def __init__(self, stream: IO[str] | None, *, capacity: int = QUEUE_LINES) -> None:
+        super().__init__()
+        self._stream = stream
+        self._capacity = capacity
+        self._lines: deque[str] = deque()
+        self._rejected = 0
+        self._unwritten = 0
+        self._reported = 0
+        self._is_closing = False
+        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+        self._has_descriptor = _descriptor(stream) is not None
+        self._wanted = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._process = os.getpid()
+
+    @property
+    def dropped(self) -> int:
+        """Lines that were lost: no room in the queue, or the stream took none."""
+        return self._rejected + self._unwritten
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except Exception:  # an argument whose __str__ fails, or a message that does not fit its arguments
+            line = self.format(_note(logging.ERROR, "log line of %s:%d cannot be shown", record.module, record.lineno))
+        if not self._has_descriptor:
+            self._write_in_memory(line)
+        elif len(self._lines) >= self._capacity or self._is_closing:
+            self._rejected += 1
+        else:
+            self._keep_thread()
+            self._lines.append(line)
+            if not self._wanted.is_set():
+                self._wanted.set()
+
+    def flush(self, timeout: float = CLOSE_TIMEOUT) -> None:
+        """Wait until everything has been written, but not for long."""
+        deadline = time.monotonic() + timeout
+        while (self._lines or self._wanted.is_set()) and self._is_writing() and time.monotonic() < deadline:
+            time.sleep(0.002)
+
+    def close(self) -> None:
+        self.flush()
+        self._is_closing = True
+        self._wanted.set()
+        super().close()
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def _write_in_memory(self, line: str) -> None:
+        try:
+            if self._stream is not None:
+                self._stream.write(line + "\n")
+                return
+        except (OSError, ValueError):
+            pass
+        self._unwritten += 1
+
+    def _is_writing(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _keep_thread(self) -> None:
+        if self._is_writing():
+            return
+        if self._process != os.getpid():  # a fork: the lines are the parent's, and its thread has stayed there
+            self._process = os.getpid()
+            self._lines.clear()
+            self._wanted = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ingress log writer", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._is_closing:
+            self._wanted.wait()
+            time.sleep(_NAP)
+            while self._lines:
+                self._write_batch([self._lines.popleft() for _ in range(min(len(self._lines), _BATCH))])
+            # Cleared only when all is written, which flush relies on; what came in between is seen by the next look.
+            self._wanted.clear()
+            if self._lines:
+                self._wanted.set()
+
+    def _write_batch(self, lines: list[str]) -> None:
+        missing = self.dropped - self._reported
+        if missing:
+            note = _note(logging.WARNING, "%d log lines were dropped before this one", missing)
+            lines = [self.format(note), *lines]
+        try:
+            text = "".join(f"{line}\n" for line in lines)
+            self._write_all(text.encode(self._encoding, errors="backslashreplace"))
+        except (OSError, ValueError):  # the disk is full, nobody reads, the stream was closed
+            self._unwritten += len(lines) - bool(missing)
+        else:
+            self._reported += missing
+
+    def _write_all(self, data: bytes) -> None:
+        descriptor = _descriptor(self._stream)
+        if descriptor is None:
+            raise ValueError("the stream has been closed")
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[os.write(descriptor, left) :]
+            except BlockingIOError:  # somebody made it non-blocking, and it is full
+                if self._is_closing:
+                    raise
+                time.sleep(0.02)
+
+
+def _descriptor(stream: IO[str] | None) -> int | None:
+    try:
+        return None if stream is None else stream.fileno()
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _note(level: int, message: str, *arguments: object) -> logging.LogRecord:
+    return logging.LogRecord("ingress.log", level, __file__, 0, message, arguments, None)

@@ -1,0 +1,272 @@
+"""Log lines: text for people, JSON for collectors, filtered as ``DYN_LOG`` says, written without ever waiting.
+
+Text, and the same line with ``DYN_LOGGING_JSONL=true``::
+
+    2026-11-23T16:11:27.302319Z  INFO ingress.request: request completed status=completed chunks=3
+    {"time":"2026-11-23T16:11:27.302319Z","level":"INFO","target":"ingress.request","message":"request completed",…}
+
+A line is at most 1 KiB and holds no raw control character; whatever a peer sent stands escaped on it. The variables
+are Dynamo's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import json
+import logging
+import re
+import traceback
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import IO, Any
+
+from ._log_writer import LineWriter
+from ._text import printable
+
+TRACE = 5
+_OFF = logging.CRITICAL + 10
+
+LEVELS = {
+    "trace": TRACE,
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warn": logging.WARNING,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "off": _OFF,
+}
+
+MAX_LINE = 1024
+
+# Of a traceback its last lines, where the failure is.
+MAX_TRACEBACK_LINES = 40
+_MAX_TRACEBACK_WIDTH = 200
+
+_LEVEL_NAMES = {TRACE: "TRACE", logging.WARNING: "WARN", logging.CRITICAL: "ERROR"}
+_LEVEL_COLORS = {"TRACE": "2", "DEBUG": "34", "INFO": "32", "WARN": "33", "ERROR": "31"}
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
+_MODULE = re.compile(r"[\w.:-]+", re.ASCII)
+
+
+# -- which lines -----------------------------------------------------------------------------------------------------
+
+
+def parse_filters(text: str) -> tuple[int | None, dict[str, int]]:
+    """Read ``info,ingress.wire=trace``: the general level, if one is named, and those of single modules.
+
+    Raises:
+        ValueError: a level or a module is unknown; the text says which and what was expected.
+    """
+    general: int | None = None
+    modules: dict[str, int] = {}
+    for directive in filter(None, (part.strip() for part in text.split(","))):
+        module, equals, level = (part.strip() for part in directive.rpartition("="))
+        if level.lower() not in LEVELS:
+            raise ValueError(f"'{printable(level, 40)}' is no level; known: {', '.join(LEVELS)}")
+        if equals and not _MODULE.fullmatch(module):
+            raise ValueError(f"'{printable(module, 40)}' is no module; expected MODULE=LEVEL, as in ingress.wire=trace")
+        if equals:
+            modules[module.replace("::", ".")] = LEVELS[level.lower()]
+        else:
+            general = LEVELS[level.lower()]
+    return general, modules
+
+
+def is_true(value: str) -> bool:
+    return value.strip().lower() in ("1", "true", "yes", "on")
+
+
+def set_up_logging(
+    environ: Mapping[str, str],
+    stream: IO[str] | None,
+    *,
+    level: int = logging.INFO,
+    filters: tuple[int | None, Mapping[str, int]] | None = None,
+    color: str = "auto",
+) -> LineWriter:
+    """Send every record to ``stream``, in place of whatever handlers the root logger had.
+
+    Args:
+        level: where ``DYN_LOG`` names no general one.
+        filters: what :func:`parse_filters` returned, where ``DYN_LOG`` is not to be read as it is.
+        color: ``auto``, ``always`` or ``never``.
+
+    Raises:
+        ValueError: ``DYN_LOG`` cannot be read.
+    """
+    general, modules = parse_filters(environ.get("DYN_LOG", "")) if filters is None else filters
+    logging.addLevelName(TRACE, "TRACE")
+    writer = LineWriter(stream)
+    if is_true(environ.get("DYN_LOGGING_JSONL", "")):
+        writer.setFormatter(JsonFormatter())
+    else:
+        is_colored = color == "always" or (color == "auto" and _is_colorful(environ, stream))
+        is_local = is_true(environ.get("DYN_LOG_USE_LOCAL_TZ", ""))
+        writer.setFormatter(TextFormatter(is_colored=is_colored, is_local_time=is_local))
+    root = logging.getLogger()
+    for handler in root.handlers:
+        if isinstance(handler, LineWriter):
+            handler.close()
+    root.handlers[:] = [writer]
+    root.setLevel(level if general is None else general)
+    for module, module_level in modules.items():
+        logging.getLogger(module).setLevel(module_level)
+    return writer
+
+
+def _is_colorful(environ: Mapping[str, str], stream: IO[str] | None) -> bool:
+    if environ.get("NO_COLOR") or is_true(environ.get("DYN_SDK_DISABLE_ANSI_LOGGING", "")):
+        return False
+    return stream is not None and stream.isatty() and environ.get("TERM") != "dumb"
+
+
+# -- who asked -------------------------------------------------------------------------------------------------------
+
+_request_ids: contextvars.ContextVar[Mapping[str, str] | None] = contextvars.ContextVar("ingress request", default=None)
+
+
+@contextlib.contextmanager
+def request_scope(request_id: str, headers: Mapping[str, str]) -> Iterator[None]:
+    """Let every line that is logged inside, also from the engine and its threads, carry the ids of the request."""
+    found = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
+    ids = {"trace_id": found[1], "span_id": found[2]} if found else {}
+    token = _request_ids.set({"request_id": request_id, **ids})
+    try:
+        yield
+    finally:
+        _request_ids.reset(token)
+
+
+def log_fields(logger: logging.Logger, level: int, message: str, **fields: object) -> None:
+    """Log a fixed message with fields: ``message key=value`` as text, keys of the object as JSON."""
+    if logger.isEnabledFor(level):
+        logger.log(level, message, extra={"fields": fields})
+
+
+def log_request_received(logger: logging.Logger, *, endpoint: object, request_id: str, size: int, codec: str) -> None:
+    """Log the first of the two lines of a request."""
+    log_fields(
+        logger, logging.INFO, "request received", request_id=request_id, endpoint=endpoint, bytes=size, codec=codec
+    )
+
+
+def log_request_completed(
+    logger: logging.Logger,
+    *,
+    endpoint: object,
+    request_id: str,
+    status: str,
+    chunks: int,
+    size: int,
+    seconds: float,
+    reason: str | None = None,
+    cancelled_by: str | None = None,
+) -> None:
+    """Log the second: how it ended, also when its caller cancelled it, which is no error.
+
+    Args:
+        status: an outcome of :data:`ingress.metrics.OUTCOMES`, and ``reason`` one of its reasons.
+    """
+    fields: dict[str, object] = {"request_id": request_id, "endpoint": endpoint, "status": status}
+    if reason not in (None, "ok") and cancelled_by is None:
+        fields["reason"] = reason
+    fields |= {"chunks": chunks, "bytes": size, "ms": round(seconds * 1000, 3)}
+    if cancelled_by is not None:
+        fields["cancelled_by"] = cancelled_by
+    log_fields(logger, logging.INFO, "request completed", **fields)
+
+
+# -- how they look ---------------------------------------------------------------------------------------------------
+
+
+class TextFormatter(logging.Formatter):
+    """One line a record, and indented lines for its traceback: what peers sent cannot begin a line."""
+
+    def __init__(self, *, is_colored: bool = False, is_local_time: bool = False) -> None:
+        super().__init__()
+        self._is_colored = is_colored
+        self._is_local_time = is_local_time
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = _level_of(record)
+        head = f"{_time_of(record, is_local=self._is_local_time)} {level:>5} {printable(record.name, 100)}: "
+        fields = " ".join(f"{key}={_shown(value)}" for key, value in _fields_of(record).items())
+        message = printable(record.getMessage(), max(64, MAX_LINE - len(head) - len(fields) - 32))
+        line = _clipped(head + (f"{message} {fields}" if fields else message))
+        if self._is_colored:
+            line = line.replace(f" {level} ", f" \x1b[{_LEVEL_COLORS.get(level, '0')}m{level}\x1b[0m ", 1)
+        return "\n".join([line, *(_clipped(f"    {printable(each, MAX_LINE)}") for each in _traceback_of(record))])
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line, pure ASCII."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = {
+            "time": _time_of(record),
+            "level": _level_of(record),
+            "target": record.name,
+            "message": record.getMessage(),
+            **(_request_ids.get() or {}),
+        }
+        for key, value in _fields_of(record).items():
+            is_plain = isinstance(value, int | float | None) and abs(value or 0) < 1e15
+            fields.setdefault(key, value if is_plain else str(value))
+        if trace := _traceback_of(record):
+            fields["exception"] = "\n".join(each[:_MAX_TRACEBACK_WIDTH] for each in trace)
+        return _fitted(fields)
+
+
+def _time_of(record: logging.LogRecord, *, is_local: bool = False) -> str:
+    moment = datetime.fromtimestamp(record.created, UTC)
+    return (moment.astimezone() if is_local else moment).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _level_of(record: logging.LogRecord) -> str:
+    return _LEVEL_NAMES.get(record.levelno, record.levelname)
+
+
+def _fields_of(record: logging.LogRecord) -> Mapping[str, Any]:
+    fields = getattr(record, "fields", None)
+    return fields if isinstance(fields, Mapping) else {}
+
+
+def _shown(value: object) -> str:
+    if type(value) is int or type(value) is float:
+        return str(value)
+    text = printable(value)
+    return json.dumps(text, ensure_ascii=False) if not text or " " in text or '"' in text else text
+
+
+def _traceback_of(record: logging.LogRecord) -> list[str]:
+    if not record.exc_info or record.exc_info[1] is None:
+        return []
+    lines = "".join(traceback.format_exception(record.exc_info[1])).rstrip("\n").split("\n")
+    return lines[-MAX_TRACEBACK_LINES:]
+
+
+def _clipped(line: str) -> str:
+    raw = line.encode(errors="backslashreplace")
+    return line if len(raw) < MAX_LINE else raw[: MAX_LINE - 4].decode(errors="ignore") + "…"
+
+
+def _fitted(fields: dict[str, Any]) -> str:
+    """Return the object as a line of at most ``MAX_LINE`` bytes; long texts are cut, exceptions at their head."""
+    for key, value in fields.items():
+        if isinstance(value, str) and not value.isascii():
+            fields[key] = value.encode(errors="backslashreplace").decode()  # lone surrogates are no JSON text
+    line = json.dumps(fields, separators=(",", ":"))
+    while len(line) >= MAX_LINE:
+        sizes = {key: len(json.dumps(value)) for key, value in fields.items() if isinstance(value, str)}
+        key = max(sizes, key=lambda each: sizes[each])
+        value = fields[key]
+        if sizes[key] < 64:  # nothing long is left: there are too many
+            fields.popitem()
+        else:
+            # In proportion, because one escaped character may take twelve; and the mark takes some itself.
+            kept = int(len(value) * max(0.0, 1 - (len(line) - MAX_LINE + 24) / sizes[key]))
+            fields[key] = f"…{value[len(value) - kept :]}" if key == "exception" else f"{value[:kept]}…"
+        line = json.dumps(fields, separators=(",", ":"))
+    return line

@@ -1,0 +1,195 @@
+"""Serves the status application with hypercorn, and keeps its clients away from everything else.
+
+Each connection is hypercorn's own protocol on a guarded stream, behind a wall. ``hypercorn.trio.serve`` itself keeps
+all connections in one nursery, which one exception ends, and writes under a shield without a deadline, so that a client
+that does not read holds up the end of the worker for ever (hypercorn 0.18, ``trio/run.py``, ``trio/tcp_server.py``).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from typing import TYPE_CHECKING
+
+import trio
+
+from .._network import join_host_port
+from .._text import RateLimitedLogger, printable
+from ..errors import StartupError
+
+if TYPE_CHECKING:
+    from hypercorn.config import Config
+    from starlette.types import ASGIApp
+
+logger = logging.getLogger("ingress.status")
+
+DEFAULT_STATUS_HOST = "127.0.0.1"
+
+# Request line and headers together; more is answered with 431.
+MAX_HEADERS = 16 * 1024
+
+# For the headers to arrive, for a connection between two requests, and for one answer to be taken.
+DEADLINE = 5.0
+
+# One more pushes the oldest out: whoever hoards connections does not keep a probe or a scrape waiting.
+MAX_CONNECTIONS = 128
+
+_BACKLOG = 256
+_ACCEPT_BACKOFF = 0.1
+
+
+async def serve_status(
+    app: ASGIApp,
+    *,
+    host: str = DEFAULT_STATUS_HOST,
+    port: int = 0,
+    deadline: float = DEADLINE,
+    max_connections: int = MAX_CONNECTIONS,
+    task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until cancelled; reports the bound host and port as ``started``.
+
+    A client's misbehaviour never ends it, and cancellation does not wait for clients.
+
+    Raises:
+        StartupError: the address is taken or not ours.
+    """
+    listener = await _listen(host, port)
+    async with listener, trio.open_nursery() as nursery:
+        connections = _Connections(app, deadline, max_connections)
+        bound_host, bound_port = listener.socket.getsockname()[:2]
+        task_status.started((str(bound_host), int(bound_port)))
+        try:
+            while True:
+                try:
+                    stream = await listener.accept()
+                except OSError as exc:
+                    name = errno.errorcode.get(exc.errno or 0, "?")
+                    connections.log.log(logging.ERROR, f"accept {name}", "status: cannot accept: %s", exc)
+                    await trio.sleep(_ACCEPT_BACKOFF)
+                    continue
+                nursery.start_soon(connections.serve, stream)
+        finally:
+            connections.drop_all()
+
+
+async def _listen(host: str, port: int) -> trio.SocketListener:
+    try:
+        # A name may have several addresses; with port 0 each would get a port of its own.
+        first, *others = await trio.open_tcp_listeners(port, host=host, backlog=_BACKLOG)
+    except OSError as exc:
+        reasons = [each.strerror or str(each) for each in _leaves(exc)]
+        raise StartupError(f"status server: cannot listen on {join_host_port(host, port)}: {reasons[0]}") from exc
+    for listener in others:
+        await listener.aclose()
+    return first
+
+
+def _leaves(exc: BaseException) -> list[OSError]:
+    causes = [exc.__cause__] if isinstance(exc.__cause__, BaseExceptionGroup) else [exc]
+    found: list[OSError] = []
+    while causes:
+        cause = causes.pop()
+        if isinstance(cause, BaseExceptionGroup):
+            causes.extend(cause.exceptions)
+        elif isinstance(cause, OSError):
+            found.append(cause)
+    return found or [OSError(str(exc))]
+
+
+class _Connections:
+    """The open connections, oldest first; for one server's tasks."""
+
+    def __init__(self, app: ASGIApp, deadline: float, limit: int) -> None:
+        from hypercorn.trio.worker_context import WorkerContext
+        from hypercorn.utils import wrap_app
+
+        self.log = RateLimitedLogger(logger, per_second=2)
+        self._app = wrap_app(app, 0, "asgi")  # type: ignore[arg-type]  # starlette and hypercorn spell ASGI apart
+        self._config = _config(deadline)
+        self._context = WorkerContext(None)
+        self._deadline = deadline
+        self._limit = limit
+        self._streams: dict[GuardedStream, None] = {}
+        self._turn = trio.Lock()
+
+    async def serve(self, raw: trio.SocketStream) -> None:
+        """The wall round one connection."""
+        from hypercorn.typing import ConnectionState
+
+        from ._http1 import Http1Connection
+
+        stream = GuardedStream(raw, self._turn, self._deadline)
+        if len(self._streams) >= self._limit:
+            self.log.log(logging.WARNING, "status connections", "status: over %d connections", self._limit)
+            oldest = next(iter(self._streams))
+            del self._streams[oldest]
+            oldest.drop()
+        self._streams[stream] = None
+        try:
+            await Http1Connection(self._app, self._config, self._context, ConnectionState({}), stream)  # type: ignore[arg-type]  # the parts of a stream that it uses
+        except Exception as exc:
+            if not stream.is_dropped:
+                self.log.log(
+                    logging.WARNING, type(exc).__name__, "status: connection failed: %s", printable(repr(exc), 500)
+                )
+                logger.debug("traceback", exc_info=exc)
+        finally:
+            self._streams.pop(stream, None)
+            stream.drop()
+
+    def drop_all(self) -> None:
+        for stream in self._streams:
+            stream.drop()
+
+
+class GuardedStream(trio.abc.HalfCloseableStream):
+    """A socket stream with bounds on what hypercorn leaves unbounded; the turn is shared by all connections."""
+
+    def __init__(self, raw: trio.SocketStream, turn: trio.Lock, deadline: float) -> None:
+        self.socket = raw.socket
+        self.is_dropped = False
+        self._raw = raw
+        self._turn = turn
+        self._deadline = deadline
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data = await self._raw.receive_some(max_bytes)
+        # One request is taken up per pass of the event loop, however many arrive at once.
+        async with self._turn:
+            await trio.lowlevel.checkpoint()
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        with trio.move_on_after(self._deadline) as scope:
+            await self._raw.send_all(data)
+        if scope.cancelled_caught:
+            self.drop()
+            raise trio.BrokenResourceError(f"client took too little in {self._deadline:g} s")
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._raw.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        await self._raw.send_eof()
+
+    async def aclose(self) -> None:
+        await self._raw.aclose()
+
+    def drop(self) -> None:
+        """Close at once, from any task; whoever reads or writes is told."""
+        self.is_dropped = True
+        self.socket.close()
+
+
+def _config(deadline: float) -> Config:
+    from hypercorn.config import Config
+
+    config = Config()
+    config.accesslog = None
+    config.errorlog = logger
+    config.include_server_header = False
+    config.h11_max_incomplete_size = MAX_HEADERS
+    config.keep_alive_timeout = deadline
+    config.websocket_max_message_size = MAX_HEADERS
+    return config
