@@ -123,7 +123,7 @@ def test_a_shape_is_checked_too(target: str, capsys: pytest.CaptureFixture[str])
 def test_a_shape_that_fails_does_so_with_the_seed_again(target: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, target, "--seed", "3")
     assert code == 1
-    assert any("accepts raised ValueError: one byte (checked.py:20 in accepts), from b'" in line for line in out)
+    assert any("accepts raised ValueError: one byte (checked.py:" in line for line in out)
     assert strip_times(run(capsys, target, "--seed", "3")[1]) == strip_times(out)
 
 

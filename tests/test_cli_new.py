@@ -68,24 +68,23 @@ def test_it_is_formatted_and_typed_as_this_project_is(kind: str, here: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_its_wheel_passes_its_tests_in_a_clean_environment(kind: str, here: Path) -> None:
-    """Both wheels are built and installed, this project's own too, so its templates and entry points are in it."""
+def test_wheels_of_both_kinds_pass_their_tests_in_a_clean_environment(here: Path) -> None:
+    """This project's own wheel is built and installed too, so its templates and entry points are in it."""
     clean = CleanPython(here / "clean")
     own = clean.build(Path(__file__).parent.parent, here / "wheels")
     if own is None:
         pytest.skip("the build backend cannot be had: no network")
-    assert main(["new", kind, "hello", "-q"]) == 0
     clean.install(own)
-    assert clean.run("-m", "ingress", "new", kind, "again", "-q", cwd=here).returncode == 0
-    for name in ("hello", "again"):
+    for kind in KINDS:
+        name = f"my-{kind}"
+        assert clean.run("-m", "ingress", "new", kind, name, "-q", cwd=here).returncode == 0
         wheel = clean.build(here / name, here / "wheels")
         assert wheel is not None
         clean.install(wheel)
-        (here / name / f"{name}.py").unlink()  # so that the tests can only mean the installed one
-        finished = clean.run("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=here / name)
-        assert finished.returncode == 0, finished.stdout + finished.stderr
-        assert clean.run("-m", "ingress", "check", name, cwd=here).returncode == 0
+        (here / name / f"my_{kind}.py").unlink()  # so that its tests can only mean the installed one
+        for command in (["pytest", "-q", "-p", "no:cacheprovider"], ["ingress", "check", name]):
+            finished = clean.run("-m", *command, cwd=here / name)
+            assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,9 @@ BACKEND = '''
 import tomllib, zipfile
 from pathlib import Path
 
+METADATA = "Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n"
+WHEEL = "Wheel-Version: 1.0\\nGenerator: acme\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"
+
 def build_wheel(directory, config_settings=None, metadata_directory=None):
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     stem = f"{project['name'].replace('-', '_')}-{project['version']}"
@@ -52,8 +55,8 @@ def build_wheel(directory, config_settings=None, metadata_directory=None):
         entries += [f"[{group}]", *(f"{name} = {target}" for name, target in points.items())]
     files = {
         "acme_ingress.py": Path("acme_ingress.py").read_text(),
-        f"{stem}.dist-info/METADATA": f"Metadata-Version: 2.1\\nName: {project['name']}\\nVersion: {project['version']}\\n",
-        f"{stem}.dist-info/WHEEL": "Wheel-Version: 1.0\\nGenerator: acme\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n",
+        f"{stem}.dist-info/METADATA": METADATA.format(**project),
+        f"{stem}.dist-info/WHEEL": WHEEL,
         f"{stem}.dist-info/entry_points.txt": "\\n".join(entries) + "\\n",
     }
     files[f"{stem}.dist-info/RECORD"] = "".join(f"{name},,\\n" for name in [*files, f"{stem}.dist-info/RECORD"])
@@ -107,11 +110,14 @@ import sys, pathlib, trio, ingress
 from acme_ingress import encode
 from ingress.testing import stream_payload
 
+def so_be_it(control):
+    return encode(control, "so be it")
+
 async def main():
     discovery = ingress.FileDiscovery(pathlib.Path(sys.argv[1]))
     async with ingress.open_client(discovery=discovery) as client:
         await client.wait_for_instances("demo.backend.generate")
-        async with stream_payload(client, "demo.backend.generate", lambda control: encode(control, "so be it")) as words:
+        async with stream_payload(client, "demo.backend.generate", so_be_it) as words:
             print(*[word async for word in words])
         async with client.stream("demo.backend.generate", "in two parts") as words:
             print(*[word async for word in words])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import shlex
+from contextlib import suppress
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -138,14 +139,20 @@ def _installed(name: str, kind: Kind | None) -> Subject:
 def read_payload(shape: IngressDispatch[Any], path: Path) -> bytes:
     """Read a payload from a file: as it is, or from inside the request frame in which it was captured."""
     data = b"".join(capture.data for capture in read_captures(read_input(str(path))))
-    if shape.accepts(data):
-        return data
     decoder = RequestFrameDecoder()
     decoder.receive_data(data)
+    with suppress(IngressError):
+        for frame in decoder:
+            if _reads(shape, frame.payload) and not _reads(shape, data):
+                return frame.payload
+    return data
+
+
+def _reads(shape: IngressDispatch[Any], payload: bytes) -> bool:
     try:
-        return next((frame.payload for frame in decoder), data)
-    except IngressError:
-        return data
+        return shape.accepts(payload) and bool(shape.read_control(payload))
+    except Exception:  # what is wrong with it is the check's to say
+        return False
 
 
 def _unusable(what: str, why: str, remedy: str) -> CommandError:

@@ -60,6 +60,8 @@ class _Watch:
         """The thread: ask, wait for the answer, sleep, ask again."""
         while not self._stopped.wait(_INTERVAL):
             self._answered.clear()
+            if self._stopped.is_set():  # stop() may have set both just before the clear
+                return
             try:
                 self._token.run_sync_soon(self._answer, time.monotonic())
             except trio.RunFinishedError:
