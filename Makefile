@@ -53,6 +53,10 @@ bench: $(DEV) ## this worker and the real one under the same load, side by side
 	@$(BIN)/python $(PEERS) 1.6.1
 	@$(BIN)/python -m tests.bench
 
+.PHONY: fuzz
+fuzz: $(DEV) ## mutate what peers send, against every decoder
+	@$(BIN)/python -m tests.fuzz
+
 .PHONY: lint
 lint: $(DEV) ## format, lint and types
 	@$(BIN)/ruff format --check .

@@ -1,0 +1,1 @@
+"""Fuzzing of every decoder that takes bytes from a peer; ``python -m tests.fuzz`` runs it."""
