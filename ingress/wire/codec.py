@@ -137,7 +137,7 @@ class JsonCodec:
 
     def _encode(self, value: object) -> bytes:
         try:
-            _refuse_inexact(value, _MARSHAL_VERSION)  # type: ignore[arg-type]
+            _refuse_inexact(value, _MARSHAL_VERSION)  # type: ignore[arg-type]  # as above
             probe = _encode_msgpack(value)
             if (0xC4 in probe or 0xC5 in probe or 0xC6 in probe) and _may_hold_bytes(value):
                 value = to_json_plain(value)
@@ -165,7 +165,7 @@ class MsgpackCodec:
 
     def encode_item(self, value: object) -> bytes:
         try:
-            _refuse_inexact(value, _MARSHAL_VERSION)  # type: ignore[arg-type]
+            _refuse_inexact(value, _MARSHAL_VERSION)  # type: ignore[arg-type]  # as above
             return b"\x82\xa4data\x81\xa4data" + _encode_msgpack(value) + b"\xaecomplete_final\xc2"
         except _ENCODING_ERRORS:
             pass
@@ -180,7 +180,7 @@ class MsgpackCodec:
 
     def _encode(self, value: object) -> bytes:
         try:
-            _refuse_inexact(value, _MARSHAL_VERSION)  # type: ignore[arg-type]
+            _refuse_inexact(value, _MARSHAL_VERSION)  # type: ignore[arg-type]  # as above
             return _encode_msgpack(value)
         except _ENCODING_ERRORS:
             return _encode_msgpack(to_msgpack_plain(value))

