@@ -590,7 +590,7 @@ async def test_streams_cannot_be_swapped() -> None:
 
     async def script(call: Call) -> None:
         address = call.control.request_stream_connection_info
-        info = ConnectionInfo.from_address(address)  # type: ignore[arg-type]
+        info = ConnectionInfo.from_address(address)  # type: ignore[arg-type]  # the wrong type is the test
         host, _, port = info.address.rpartition(":")
         stream = await call.network.connect(host, int(port))
         await stream.send_all(

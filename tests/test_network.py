@@ -149,7 +149,7 @@ async def test_accept_on_a_closed_listener_says_so() -> None:
     with pytest.raises(trio.ClosedResourceError):
         await listener.accept()
     with pytest.raises(TypeError, match="expected a listener of this network"):
-        NETWORK.local_address(object())  # type: ignore[arg-type]
+        NETWORK.local_address(object())  # type: ignore[arg-type]  # the wrong type is the test
 
 
 def test_addresses_are_joined_as_they_are_written() -> None:

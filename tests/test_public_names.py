@@ -161,4 +161,4 @@ def test_an_abstract_class_with_a_method_missing_cannot_be_made() -> None:
             return True
 
     with pytest.raises(TypeError, match="abstract"):
-        Half()  # type: ignore[abstract]
+        Half()  # type: ignore[abstract]  # the wrong type is the test

@@ -306,4 +306,4 @@ def test_chunks_may_be_for_one_codec_alone() -> None:
 
 def test_what_is_no_engine_is_refused_as_a_worker_refuses_it() -> None:
     with pytest.raises(StartupError, match="is no engine"):
-        check_engine(3)  # type: ignore[arg-type]
+        check_engine(3)  # type: ignore[arg-type]  # the wrong type is the test
