@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from ingress._logging import TRACE, parse_filters
 from ingress.cli._errors import CommandError
-from ingress.cli._logging import TRACE, parse_filters, set_up_logging
+from ingress.cli._logging import set_up_logging
 
 
 @pytest.fixture(autouse=True)
@@ -96,4 +97,4 @@ def test_tracebacks_follow_their_line() -> None:
         logging.getLogger("ingress.test").exception("it failed")
     first, *rest = stream.getvalue().splitlines()
     assert first.endswith("ERROR ingress.test: it failed")
-    assert rest[-1] == "ValueError: boom"
+    assert rest[-1] == "    ValueError: boom"
