@@ -19,6 +19,7 @@ from ._context import Ending, OpenRequests, RequestContext
 from ._dialback import DEFAULT_CLOSE_WAIT, DEFAULT_CONNECT_TIMEOUT, DialGuard, open_dial_back
 from ._engine import as_async_generator, close_engine
 from ._failures import describe_failure, error_event_of, is_cancellation
+from ._logging import log_request_completed, log_request_received, request_scope
 from ._pump import DEFAULT_WRITE_STALL_TIMEOUT, pump_response_stream
 from ._response import Response
 from ._text import RateLimitedLogger, printable
@@ -33,12 +34,13 @@ from .errors import (
     ResponseStreamError,
     StartupError,
 )
-from .metrics import RequestGuard, WorkHandlerMetrics
+from .metrics import RequestGuard, WorkHandlerMetrics, cancelled_by
 from .wire.addresses import SocketAddress
 from .wire.messages import ConnectionInfo, RequestControlMessage
 from .wire.records import EndpointId
 
 logger = logging.getLogger("ingress.handler")
+request_logger = logging.getLogger("ingress.request")
 
 # An engine's cleanup may await this long after its request has ended; then it is cut.
 DEFAULT_CLEANUP_TIMEOUT = 5.0
@@ -144,6 +146,8 @@ class PushHandler:
         except Exception as exc:
             # A shape's bug must not cost the connection its other acks, so it is refused like what cannot be read.
             error = exc if isinstance(exc, IngressError) else DeserializationError(f"shape failed: {exc!r}")
+            reason = "overloaded" if isinstance(error, Overloaded) else error.error_type or "deserialization"
+            self.metrics.count_outcome("refused", reason)
             if not isinstance(error, Overloaded):  # that one has its own counter, and is no request of the handler's
                 with self.metrics.request_in_flight(len(push.payload)):
                     self._count(error)
@@ -167,7 +171,15 @@ class PushHandler:
         )
         self.open_requests.add(context)
         try:
-            await self._handle(admitted, context)
+            with request_scope(control.id, admitted.push.headers):
+                log_request_received(
+                    request_logger,
+                    endpoint=self.endpoint_id,
+                    request_id=control.id,
+                    size=len(admitted.push.payload),
+                    codec=control.codec_name,
+                )
+                await self._handle(admitted, context)
         except BaseException as exc:  # the wall round every request: what comes here is a bug of ours, and ends here
             if is_cancellation(exc):
                 raise
@@ -185,7 +197,13 @@ class PushHandler:
             close_wait=self._close_wait,
         ) as dial_back:
             response = Response(
-                dial_back, context, admitted.control, admitted.info, admitted.address, self._write_stall_timeout
+                dial_back,
+                context,
+                admitted.control,
+                admitted.info,
+                admitted.address,
+                self._write_stall_timeout,
+                self.metrics,
             )
             with self.metrics.request_in_flight(len(admitted.push.payload)) as guard:
                 try:
@@ -194,16 +212,16 @@ class PushHandler:
                     if context.ending is Ending.SHUT_DOWN and not response.is_whole:
                         await self._say_goodbye(response)
                 except ResponseStreamError as exc:
-                    self._fail(context, exc, "response_stream")
+                    self._fail(response, context, exc, "response_stream")
                 except PublishError as exc:
                     logger.info("request %s: %s", printable(context.id), printable(exc, 600))
                 except BaseException as exc:  # an engine's own nursery may raise a group while it is being cancelled
                     if is_cancellation(exc):
                         context.kill("the worker was cancelled")
                         raise
-                    self._fail(context, exc, "generate")
+                    self._fail(response, context, exc, "generate")
                 finally:
-                    self._settle(context, response)
+                    self._settle(context, response, guard)
             admitted.slot.release()
             self.open_requests.discard(context)
             if response.is_whole:
@@ -227,7 +245,7 @@ class PushHandler:
             request = parsed.request
         except Exception as exc:  # also what a shape did not mean to raise: the caller is told all the same
             failure = exc
-            self._fail(context, exc, getattr(exc, "error_type", None) or "deserialization")
+            self._fail(response, context, exc, getattr(exc, "error_type", None) or "deserialization")
         # 3. How long the push was on its way.
         self._observe_network_transit(admitted)
         # 4. Dial back.
@@ -244,7 +262,7 @@ class PushHandler:
             response.send_error(error_event_of(failure))
         await response.send_final()
         if failure is None and response.progress.error_chunks:
-            self._fail(context, GenerateError("engine yielded an error event"), "generate")
+            self._fail(response, context, GenerateError("engine yielded an error event"), "generate")
         elif failure is None:
             self._notify()
 
@@ -294,7 +312,7 @@ class PushHandler:
             await trio.lowlevel.checkpoint_if_cancelled()
             # Still here: what was cancelled is a scope of the engine's own, left open across a yield.
             failure = GenerateError("engine was cancelled by a cancel scope or nursery of its own")
-        self._fail(context, failure, "generate")
+        self._fail(response, context, failure, "generate")
         return failure
 
     async def _say_goodbye(self, response: Response) -> None:
@@ -306,11 +324,12 @@ class PushHandler:
 
     # -- counting ------------------------------------------------------------------------------------------------------
 
-    def _fail(self, context: RequestContext, failure: BaseException, error_type: str) -> None:
+    def _fail(self, response: Response, context: RequestContext, failure: BaseException, error_type: str) -> None:
         """Count and log one failure of a request, unless it is only the echo of its cancellation."""
         if context.ending is not None:
             logger.debug("request %s: after its end: %s", printable(context.id), describe_failure(failure))
             return
+        response.error_type = error_type
         self.metrics.count_error(error_type)
         self._log.log(
             logging.WARNING,
@@ -322,13 +341,32 @@ class PushHandler:
         )
         logger.debug("request %s: traceback", printable(context.id), exc_info=failure)
 
-    def _settle(self, context: RequestContext, response: Response) -> None:
-        """Count how the request ended: at most one of cancellation, publish_response and publish_final."""
+    def _settle(self, context: RequestContext, response: Response, guard: RequestGuard) -> None:
+        """Count and log how the request ended: at most one of cancellation, publish_response and publish_final."""
         self.metrics.add_response_bytes(response.sender.body_bytes)
+        outcome, reason = "completed", "ok"
         if response.publish_error is not None:
             self.metrics.count_error(response.publish_error)
+            outcome, reason = "failed", response.publish_error
         elif context.ending is not None and not (response.is_whole and response.is_clean_end):
             self.metrics.count_cancellation()
+            outcome, reason = "cancelled", cancelled_by(context.ending.value, context.kill_reason)
+        elif response.error_type is not None:
+            outcome, reason = "failed", response.error_type
+        elif not response.is_whole:
+            outcome, reason = "failed", "internal"
+        self.metrics.count_outcome(outcome, reason)
+        log_request_completed(
+            request_logger,
+            endpoint=self.endpoint_id,
+            request_id=context.id,
+            status=outcome,
+            reason=reason,
+            chunks=response.progress.chunks,
+            size=response.sender.body_bytes,
+            seconds=trio.current_time() - guard.started,
+            cancelled_by=reason if outcome == "cancelled" else None,
+        )
 
     def _count(self, error: IngressError) -> None:
         if error.error_type is not None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import types
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
 import trio
 
@@ -38,6 +39,27 @@ _SEND_SLICE = 16 * 1024
 _ENVELOPES = (Annotated, ErrorEvent)
 
 
+class ResponseMeter(Protocol):
+    """What is counted of a response while it is sent; see :class:`ingress.metrics.WorkHandlerMetrics`."""
+
+    def record_flush(self, size: int) -> None: ...
+
+    def record_chunks(self, count: int) -> None: ...
+
+    def slow_reader(self) -> AbstractContextManager[None]: ...
+
+
+class NoMeter:
+    """Counts nothing."""
+
+    def record_flush(self, size: int) -> None: ...
+
+    def record_chunks(self, count: int) -> None: ...
+
+    def slow_reader(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
 class ResponseWriter:
     """The outgoing buffer of one response stream.
 
@@ -52,7 +74,9 @@ class ResponseWriter:
         *,
         on_failure: Callable[[Exception], None],
         stall_timeout: float = DEFAULT_WRITE_STALL_TIMEOUT,
+        meter: ResponseMeter | None = None,
     ) -> None:
+        self.meter: ResponseMeter = NoMeter() if meter is None else meter
         self.buffer = bytearray()
         self.failure: Exception | None = None
         self._stream = stream
@@ -79,9 +103,11 @@ class ResponseWriter:
             except trio.BrokenResourceError as exc:
                 self._fail(exc)
                 return
-            del self.buffer[:sent]
-            if not self.buffer:
-                return
+            if sent:
+                self.meter.record_flush(sent)
+                del self.buffer[:sent]
+                if not self.buffer:
+                    return
         self._is_draining = True
         self._nursery.start_soon(self._drain)
 
@@ -92,9 +118,11 @@ class ResponseWriter:
             PublishError: the stream failed or stalled, now or before.
         """
         self.flush()
-        while len(self.buffer) + self._sending > below and self.failure is None:
-            self._progress = trio.Event()
-            await self._progress.wait()
+        if len(self.buffer) + self._sending > below and self.failure is None:
+            with self.meter.slow_reader():
+                while len(self.buffer) + self._sending > below and self.failure is None:
+                    self._progress = trio.Event()
+                    await self._progress.wait()
         if self.failure is not None:
             raise PublishError(f"response stream failed: {self.failure}", stage="publish_response")
 
@@ -127,13 +155,16 @@ class ResponseWriter:
         with trio.fail_after(self._stall_timeout):
             if self._send_nowait is not None:
                 await self._stream.wait_send_all_might_not_block()
-                del self.buffer[: self._send_nowait(self.buffer)]
+                sent = self._send_nowait(self.buffer)
+                del self.buffer[:sent]
             else:
                 data = bytes(self.buffer[:_SEND_SLICE])
                 del self.buffer[: len(data)]
                 self._sending = len(data)
                 await self._stream.send_all(data)
-                self._sending = 0
+                self._sending, sent = 0, len(data)
+        if sent:
+            self.meter.record_flush(sent)
 
 
 class PumpProgress:
@@ -169,11 +200,14 @@ def pump_response_stream(
     """
     next_chunk = chunks.__anext__
     buffer, item = writer.buffer, sender.item
-    slice_size, in_slice, reported = 1, 0, 0
+    slice_size, in_slice, reported, counted = 1, 0, 0, 0
 
     def flush() -> None:
-        nonlocal reported
+        nonlocal reported, counted
         writer.flush()
+        if progress.chunks > counted:
+            writer.meter.record_chunks(progress.chunks - counted)
+            counted = progress.chunks
         if progress.chunks - progress.error_chunks > reported:
             reported = progress.chunks - progress.error_chunks
             on_chunks()

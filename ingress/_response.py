@@ -5,7 +5,7 @@ from __future__ import annotations
 from ._context import RequestContext
 from ._dialback import DialBack
 from ._failures import error_event_of
-from ._pump import PumpProgress, ResponseWriter
+from ._pump import PumpProgress, ResponseMeter, ResponseWriter
 from .errors import EngineShutdown
 from .wire.addresses import SocketAddress
 from .wire.codec import codec_named
@@ -28,6 +28,7 @@ class Response:
         info: ConnectionInfo,
         address: SocketAddress,
         stall_timeout: float,
+        meter: ResponseMeter | None = None,
     ) -> None:
         self.dial_back = dial_back
         self.sender = ResponseSender(codec_named(control.codec_name))
@@ -42,6 +43,9 @@ class Response:
         self._info = info
         self._address = address
         self._stall_timeout = stall_timeout
+        self._meter = meter
+        self.error_type: str | None = None
+        """How the answer failed, an :data:`~ingress.metrics.ERROR_TYPES` member; None where it did not."""
         self._writer: ResponseWriter | None = None
 
     @property
@@ -59,7 +63,11 @@ class Response:
         if self._writer is None:
             stream = await self.dial_back.open_response_stream(self._address)
             self._writer = ResponseWriter(
-                stream, self.dial_back.nursery, on_failure=self._on_failure, stall_timeout=self._stall_timeout
+                stream,
+                self.dial_back.nursery,
+                on_failure=self._on_failure,
+                stall_timeout=self._stall_timeout,
+                meter=self._meter,
             )
             self._writer.write(self.sender.handshake(self._info.subject))
             self._context.say_goodbye = self.say_goodbye

@@ -26,10 +26,12 @@ from ._legacy import LegacyTeller
 from ._network import TcpNetwork
 from ._plugins import load_shapes
 from ._text import RateLimitedLogger, printable
+from ._version import __version__
 from .abc import Discovery, Engine, IngressDispatch, Network, Push
 from .errors import IngressError, StartupError, Unavailable
 from .metrics import WorkerMetrics
 from .planes.tcp import DEFAULT_HOST, TcpRequestPlane
+from .status import DRAINING, STARTING, StatusOptions, WorkerStatus
 from .wire.codec import codec_named
 from .wire.records import EndpointId, InstanceRecord
 from .wire.request_frame import DEFAULT_MAX_FRAME_SIZE
@@ -84,6 +86,7 @@ class Worker:
         linger: float = DEFAULT_LINGER,
         drain_budget: float = DEFAULT_DRAIN_BUDGET,
         instance_id: int | None = None,
+        status: StatusOptions | None = None,
     ) -> None:
         if not endpoints:
             raise StartupError("a worker needs at least one endpoint")
@@ -133,6 +136,12 @@ class Worker:
             for endpoint_id, engine in engines.items()
         }
         self._engines = engines
+        self.metrics.phases = [phase.value for phase in Phase]
+        self.metrics.phase = lambda: self.phase.value
+        self.metrics.build_info = {"version": __version__, "codec": self.codec, "plane": "tcp"}
+        self.status = WorkerStatus(engines, self.metrics, status or StatusOptions(), details=self._details)
+        for endpoint_id, notify in self.status.notifiers().items():
+            self.handlers[endpoint_id].set_health_notifier(notify)
         self._by_path = {self._path(endpoint_id): handler for endpoint_id, handler in self.handlers.items()}
         self._legacy = LegacyTeller(self._network, self._shapes, dial_guard)
 
@@ -173,12 +182,16 @@ class Worker:
             StartupError: the port is taken, discovery cannot be written, an engine cannot start.
         """
         try:
-            async with AsyncExitStack() as engines:
-                # An Engine object that serves several endpoints has one life.
-                owners = {id(owner): owner for engine in self._engines.values() for owner in engine.owners}
-                for owner in owners.values():
-                    await engines.enter_async_context(owner.lifespan())
-                await self._serve(task_status)
+            async with trio.open_nursery() as status_nursery:
+                # Before the engines: one that loads for minutes is live all the while.
+                await status_nursery.start(self.status.serve_pages)
+                async with AsyncExitStack() as engines:
+                    # An Engine object that serves several endpoints has one life.
+                    owners = {id(owner): owner for engine in self._engines.values() for owner in engine.owners}
+                    for owner in owners.values():
+                        await engines.enter_async_context(owner.lifespan())
+                    await self._serve(task_status)
+                status_nursery.cancel_scope.cancel()
         finally:
             self.phase = Phase.STOPPED
 
@@ -192,6 +205,8 @@ class Worker:
                 async with trio.open_nursery() as record_nursery:
                     await record_nursery.start(self._discovery.serve_records, self.records())
                     self.phase = Phase.SERVING
+                    self.status.health.release(STARTING)
+                    record_nursery.start_soon(self.status.serve_canaries)
                     task_status.started()
                     await self._drain_requested.wait()
                     # 1. Withdraw: done when the nursery has closed.
@@ -210,6 +225,7 @@ class Worker:
         await trio.sleep(self.linger)
         # 3. Refuse, and let what runs finish.
         self.phase = Phase.REFUSING
+        self.status.health.hold(DRAINING, "draining: requests are refused")
         logger.info("draining: %d open, budget %g s", len(self.open_requests), self.drain_budget)
         with trio.move_on_after(self.drain_budget):
             await self.open_requests.wait_idle()
@@ -225,6 +241,17 @@ class Worker:
             context.shut_down()
         with trio.move_on_after(GOODBYE_TIMEOUT):
             await self.open_requests.wait_idle()
+
+    def _details(self) -> Mapping[str, Any]:
+        """What ``/health?verbose`` says beyond readiness."""
+        return {
+            "codec": self.codec,
+            "limits": {
+                "engine_request_limit": self.admission.engine_request_limit,
+                "request_queue_limit": self.admission.request_queue_limit,
+            },
+            "drain": {"phase": self.phase.value, "open_requests": len(self.open_requests)},
+        }
 
     # -- pushes --------------------------------------------------------------------------------------------------------
 
@@ -244,6 +271,7 @@ class Worker:
     def _handler_of(self, path: str | None) -> PushHandler:
         handler = self._by_path.get(path) if self.phase in (Phase.SERVING, Phase.LINGERING) and path else None
         if handler is None:
+            self.metrics.count_unrouted("draining" if self.is_draining else "unknown_endpoint")
             complaint = "invalid endpoint path" if path is None else f"unknown endpoint {printable(path)}"
             self._log.log(logging.WARNING, "no such endpoint", "push refused: %s", complaint)
             raise Unavailable(complaint)

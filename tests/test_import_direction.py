@@ -24,7 +24,8 @@ TABLE: tuple[tuple[str, ...], ...] = (
     ("_dialback",),
     ("_response",),
     ("_handler", "_legacy"),
-    ("_worker", "client", "status", "models"),
+    ("status",),
+    ("_worker", "client", "models"),
     ("_serve",),
     ("testing",),
     ("", "cli"),  # "" is ingress/__init__.py
