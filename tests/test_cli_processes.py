@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from ingress import __version__
@@ -100,6 +101,52 @@ def served(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     with serving(*arguments, "--grace", "0", "--file-kv", str(store), cwd=tmp_path_factory.mktemp("served")) as worker:
         yield worker
         assert worker.signal_and_wait(signal.SIGTERM) == 0
+
+
+# -- what a worker tells of itself -----------------------------------------------------------------------------------
+
+
+def test_status_pages_are_served_where_the_card_says(tmp_path: Path) -> None:
+    canary = 'echo={"from": "canary"}'
+    arguments = ("echo", "markov", "--endpoint", "echo", "--endpoint", "markov", "--file-kv", str(tmp_path / "kv"))
+    variables = {"DYN_SYSTEM_PORT": "0", "DYN_HEALTH_CHECK_ENABLED": "true", "DYN_CANARY_WAIT_TIME": "0.1"}
+    with serving(*arguments, "--grace", "0", "--canary", canary, cwd=tmp_path, **variables) as served:
+        (url,) = re.findall(r"status +(http://127\.0\.0\.1:\d+)/health", "\n".join(served.card))
+        deadline = time.monotonic() + PATIENCE
+        while (answer := httpx2.get(f"{url}/health")).status_code != 200:
+            assert time.monotonic() < deadline, answer.text
+            time.sleep(0.05)
+        assert answer.json()["endpoints"] == {"echo": "ready", "markov": "ready"}
+        assert 'ingress_drain_phase{phase="serving"} 1' in httpx2.get(f"{url}/metrics").text
+        assert httpx2.get(f"{url}/live").status_code == 200
+
+
+def test_a_variable_holds_one_canary_with_its_white_space(tmp_path: Path) -> None:
+    finished = run("serve", "echo", "--discovery", "mem", cwd=tmp_path, DYN_HEALTH_CHECK_PAYLOAD='{"a": 1, b}')
+    assert (finished.returncode, finished.stderr.splitlines()[0]) == (2, "error: --canary is not JSON")
+
+
+def test_a_canary_for_a_strange_endpoint_is_a_usage_error(tmp_path: Path) -> None:
+    finished = run("serve", "echo", "--discovery", "mem", "--canary", "other={}", cwd=tmp_path)
+    assert finished.returncode == 2
+    assert "it serves demo.backend.generate" in finished.stderr
+
+
+def test_a_file_of_variables_stands_between_flags_and_defaults(tmp_path: Path) -> None:
+    (tmp_path / "worker.env").write_text(
+        "# of the team\nexport DYN_NAMESPACE='from-file'\n"
+        "DYN_ENGINE_REQUEST_LIMIT=7\nDYN_DYNAMO_REQUEST_QUEUE_LIMIT=5\n"
+    )
+    arguments = ("echo", "--env-file", "worker.env", "--request-queue-limit", "6", "--file-kv", str(tmp_path / "kv"))
+    with serving(*arguments, cwd=tmp_path, DYN_ENGINE_REQUEST_LIMIT="8") as served:
+        card = "\n".join(served.card)
+        assert "from-file.backend.generate" in card
+        assert "8 at once + 6 in line" in card
+
+
+def test_a_file_of_variables_that_is_missing_is_a_usage_error(tmp_path: Path) -> None:
+    finished = run("ls", "--env-file", "none.env", cwd=tmp_path)
+    assert (finished.returncode, finished.stderr.splitlines()[0]) == (2, "error: --env-file none.env cannot be read")
 
 
 # -- the first second -------------------------------------------------------------------------------------------------

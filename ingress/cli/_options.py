@@ -56,6 +56,11 @@ class OutputOptions:
             name=["-q", "--quiet"], negative=(), show_default=False, group=OUTPUT, help="Say nothing but errors."
         ),
     ] = False
+    # Read before the command line is, for it fills in for variables; here it stands to be known and explained.
+    env_file: Annotated[
+        Path | None,
+        Parameter(group=OUTPUT, show_default=False, help="File of variables; what is set already wins."),
+    ] = None
 
     def stdout(self) -> Console:
         return make_console(sys.stdout, self.color)

@@ -13,13 +13,13 @@ from ._errors import usage
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_request(data: str) -> Any:
+def read_request(data: str, option: str = "-d") -> Any:
     """Read the request: JSON, ``@FILE``, ``-``.
 
     Raises:
         CommandError: no such file, or no JSON.
     """
-    source = "-d"
+    source = option
     if data in ("-", "@-"):
         raw, source = sys.stdin.buffer.read(), "standard input"
     elif data.startswith("@"):
@@ -28,7 +28,9 @@ def read_request(data: str) -> Any:
             raw = Path(source).read_bytes()
         except OSError as exc:
             raise usage(
-                f"{source} cannot be read", exc.strerror or str(exc), "-d @FILE, or -d - for standard input"
+                f"{source} cannot be read",
+                exc.strerror or str(exc),
+                f"{option} @FILE, or {option} - for standard input",
             ) from exc
     else:
         raw = data.encode(errors="replace")
@@ -36,7 +38,9 @@ def read_request(data: str) -> Any:
         return msgspec.json.decode(raw)
     except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
         hint = (
-            f"""-d '"{data}"' for plain text""" if source == "-d" and data.isalnum() else """-d '{"prompt":"hello"}'"""
+            f"""{option} '"{data}"' for plain text"""
+            if source == option and data.isalnum()
+            else option + """ '{"prompt":"hello"}'"""
         )
         raise usage(f"{source} is not JSON", str(exc), hint) from exc
 

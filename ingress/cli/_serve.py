@@ -19,6 +19,7 @@ from ._errors import EXIT_FAILED, EXIT_STARTUP, CommandError, usage
 from ._logging import wants_json
 from ._options import DEFAULT_DISCOVERY, DEFAULT_OUTPUT, DiscoveryOptions, OutputOptions, check_endpoint
 from ._screen import Row, call_command, command_lines, print_card, short_path
+from ._status_options import DEFAULT_STATUS, StatusFlags
 from ._targets import Target, resolve_target
 from ._worker_options import DEFAULT_WORKER, WorkerOptions
 
@@ -31,6 +32,7 @@ def serve(
     *targets: str,
     endpoint: Annotated[list[str] | None, Parameter(negative=())] = None,
     worker: WorkerOptions = DEFAULT_WORKER,
+    status: StatusFlags = DEFAULT_STATUS,
     discovery: DiscoveryOptions = DEFAULT_DISCOVERY,
     output: OutputOptions = DEFAULT_OUTPUT,
 ) -> int:
@@ -51,9 +53,10 @@ def serve(
     made = make_worker(
         {name: target.engine for name, target in served.items()},
         discovery=discovery.open(),
+        status=status.options(endpoints, worker.namespace),
         **worker.keywords(served),
     )
-    _warn_of_open_doors(worker)
+    _warn_of_open_doors(worker, status)
 
     is_started = False
 
@@ -61,7 +64,8 @@ def serve(
         nonlocal is_started
         is_started = True
         if output.quiet or wants_json(os.environ):
-            logger.info("serving %s on %s", ", ".join(served), started.address)
+            pages = f", status on {started.status.url}" if started.status.url else ""
+            logger.info("serving %s on %s%s", ", ".join(served), started.address, pages)
         else:
             with contextlib.suppress(BrokenPipeError):  # nobody to read it is no reason not to serve
                 _show_card(started, served, worker, discovery, output)
@@ -105,17 +109,22 @@ def pair_endpoints(targets: Sequence[str], endpoints: Sequence[str], namespace: 
     return names
 
 
-def _warn_of_open_doors(options: WorkerOptions) -> None:
-    try:
-        is_loopback = ipaddress.ip_address(options.host).is_loopback
-    except ValueError:
-        is_loopback = options.host == "localhost"
-    if not is_loopback:
+def _warn_of_open_doors(options: WorkerOptions, status: StatusFlags) -> None:
+    if not _is_loopback(options.host):
         logger.warning(
             "listening on %s: whoever reaches the port can send requests, and nothing is encrypted", options.host
         )
+    if status.status_port >= 0 and not _is_loopback(status.status_host):
+        logger.warning("status server on %s: whoever reaches the port reads metrics and health", status.status_host)
     if options.dial_policy == "any":
         logger.warning("dial policy any: whoever sends a request chooses where this worker connects to")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _show_card(
@@ -137,6 +146,8 @@ def _show_card(
             ("drain", f"{options.grace:g} s + up to {options.drain_budget:g} s"),
         ],
     ]
+    if worker.status.url:
+        rows.append([("status", f"{worker.status.url}{worker.status.options.health_path}")])
     print_card(console, rows)
     if discovery.discovery == "mem":
         return

@@ -9,6 +9,7 @@ from typing import Any
 import trio
 from attrs import field, frozen
 
+from .._network import join_host_port
 from ..abc import Engine
 from ..metrics import WorkerMetrics
 from ..wire.records import EndpointId
@@ -97,6 +98,11 @@ class WorkerStatus:
                 self._canaries.append(
                     Canary(engine, payload, health, wait=options.canary_wait, timeout=options.canary_timeout)
                 )
+
+    @property
+    def url(self) -> str | None:
+        """``http://host:port`` of the pages; None where there are none."""
+        return None if self.address is None else f"http://{join_host_port(*self.address)}"
 
     def notifiers(self) -> Mapping[EndpointId, Callable[[], None]]:
         """What the handlers of probed endpoints call after good chunks and clean ends; others need not bother."""
