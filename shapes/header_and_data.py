@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ingress.abc import Dialer, IngressDispatch, ParsedRequest
+from ingress.bodies import decode_body
 from ingress.errors import InvalidMessage
-from ingress.wire.codec import codec_named
 from ingress.wire.messages import RequestControlMessage
 from ingress.wire.two_part import MessageKind, decode_two_part, kind_of
 
@@ -33,4 +33,4 @@ class HeaderAndData(IngressDispatch[Any]):
         frame = decode_two_part(payload)
         if not frame.body:
             raise InvalidMessage("expected a request body, got none")
-        return ParsedRequest(codec_named(control.codec_name).decode(frame.body), control)
+        return ParsedRequest(await decode_body(control.codec_name, frame.body), control)
