@@ -120,6 +120,14 @@ class OwnCollector:
             info = GaugeMetricFamily("ingress_build_info", "What this worker is", labels=list(worker.build_info))
             info.add_metric(list(worker.build_info.values()), 1)
             yield info
+        yield GaugeMetricFamily(
+            "ingress_connections_open", "Request connections that are open", worker.tallies.connections_open
+        )
+        for name, (text, label, counts) in worker.tallies.by_reason().items():
+            family = CounterMetricFamily(name, text, labels=[label])
+            for reason, count in counts.items():
+                family.add_metric([reason], count)
+            yield family
         yield CounterMetricFamily(
             "ingress_log_lines_dropped_total",
             "Log lines dropped because nothing took them",

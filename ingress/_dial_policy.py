@@ -66,32 +66,35 @@ class DialPolicy:
         if not is_named:
             self._check_always_denied(address, ip, own_addresses)
         if any(ip in network for network in self.deny):
-            raise DialBackRefused(f"dial-back address {address.host} is denied by dial_deny")
+            raise DialBackRefused(f"dial-back address {address.host} is denied by dial_deny", reason="denied")
         if self.name == "peer" and not is_named:
             _check_peer(ip, peer_host)
         if self.name == "cidr" and not any(ip in network for network in self.allow):
-            raise DialBackRefused(f"dial-back address {address.host} lies in none of dial_allow")
+            raise DialBackRefused(f"dial-back address {address.host} lies in none of dial_allow", reason="policy")
 
     def _check_always_denied(
         self, address: SocketAddress, ip: IpAddress, own_addresses: Collection[tuple[str, int]]
     ) -> None:
         if ip.is_unspecified or ip.is_multicast or ip.is_link_local or str(ip) == "255.255.255.255":
             raise DialBackRefused(
-                f"dial-back address {address.host} is unspecified, multicast, broadcast or link-local"
+                f"dial-back address {address.host} is unspecified, multicast, broadcast or link-local",
+                reason="reserved",
             )
         if address.port < LOWEST_PORT:
-            raise DialBackRefused(f"dial-back port {address.port} is below {LOWEST_PORT}")
+            raise DialBackRefused(f"dial-back port {address.port} is below {LOWEST_PORT}", reason="reserved")
         for own_host, own_port in own_addresses:
             if address.port == own_port and _is_own(ip, own_host):
-                raise DialBackRefused(f"dial-back address {address.host}:{address.port} is this worker's own")
+                raise DialBackRefused(
+                    f"dial-back address {address.host}:{address.port} is this worker's own", reason="reserved"
+                )
 
 
 def _check_peer(ip: IpAddress, peer_host: str | None) -> None:
     if peer_host is None:
-        raise DialBackRefused("dial policy peer needs a request plane that knows its peers; use cidr")
+        raise DialBackRefused("dial policy peer needs a request plane that knows its peers; use cidr", reason="policy")
     peer = unwrap(ipaddress.ip_address(peer_host.partition("%")[0]))
     if ip != peer and not (is_of_this_host(ip) and is_of_this_host(peer)):
-        raise DialBackRefused(f"dial-back address {ip} is not that of the requesting peer {peer}")
+        raise DialBackRefused(f"dial-back address {ip} is not that of the requesting peer {peer}", reason="policy")
 
 
 def _is_own(ip: IpAddress, own_host: str) -> bool:

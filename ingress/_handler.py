@@ -5,6 +5,7 @@ guard → slot → parse → transit time → dial back → generate → prologu
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable, Sequence
@@ -62,6 +63,9 @@ class AdmittedPush:
     address: SocketAddress
     slot: Slot = field(repr=False)
 
+    failure: IngressError | None = None
+    """What the caller is told instead of an answer."""
+
 
 def select_shape(shapes: Sequence[IngressDispatch[Any]], payload: bytes) -> IngressDispatch[Any]:
     """Return the first shape that accepts the payload.
@@ -74,6 +78,22 @@ def select_shape(shapes: Sequence[IngressDispatch[Any]], payload: bytes) -> Ingr
             return shape
     names = ", ".join(type(shape).__name__ for shape in shapes)
     raise InvalidMessage(f"no shape accepts this payload of {len(payload)} bytes; tried {names}")
+
+
+def read_push(shapes: Sequence[IngressDispatch[Any]], push: Push) -> tuple[IngressDispatch[Any], RequestControlMessage]:
+    """Return the shape of a push and its control message, of one that was not taken whole as far as it goes.
+
+    Raises:
+        IngressError: no shape accepts it, or the message cannot be read.
+    """
+    if push.too_large is None:
+        shape = select_shape(shapes, push.payload)
+        return shape, shape.read_control(push.payload)
+    for shape in shapes:
+        with contextlib.suppress(IngressError):
+            if shape.accepts(push.payload) and (control := shape.read_control_of_start(push.payload)) is not None:
+                return shape, control
+    raise push.too_large
 
 
 class PushHandler:
@@ -137,12 +157,11 @@ class PushHandler:
             IngressError: refused, and already counted and logged.
         """
         try:
-            shape = select_shape(self._shapes, push.payload)
-            control = shape.read_control(push.payload)
+            shape, control = read_push(self._shapes, push)
             info, address = self._dial_guard.check(push, control.id, control.connection_info, "response")
             for stream in shape.request_streams(control):
                 self._dial_guard.check(push, control.id, stream, "request")
-            return AdmittedPush(push, shape, control, info, address, self._admission.admit())
+            return AdmittedPush(push, shape, control, info, address, self._admission.admit(), push.too_large)
         except Exception as exc:
             # A shape's bug must not cost the connection its other acks, so it is refused like what cannot be read.
             error = exc if isinstance(exc, IngressError) else DeserializationError(f"shape failed: {exc!r}")
@@ -239,6 +258,8 @@ class PushHandler:
         failure: BaseException | None = None
         request: Any = None
         try:
+            if admitted.failure is not None:
+                raise admitted.failure
             parsed = await admitted.shape.parse_and_build_request(
                 admitted.push.payload, admitted.control, response.dial_back
             )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import math
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -25,12 +26,13 @@ from ._handler import GOODBYE_TIMEOUT, PushHandler
 from ._legacy import LegacyTeller
 from ._network import TcpNetwork
 from ._plugins import load_shapes
+from ._tallies import Tallies
 from ._text import RateLimitedLogger, printable
 from ._version import __version__
 from .abc import Discovery, Engine, IngressDispatch, Network, Push
 from .errors import IngressError, StartupError, Unavailable
 from .metrics import WorkerMetrics
-from .planes.tcp import DEFAULT_HOST, TcpRequestPlane
+from .planes.tcp import DEFAULT_FRAME_TIMEOUT, DEFAULT_HOST, TcpRequestPlane
 from .status import DRAINING, STARTING, StatusOptions, WorkerStatus
 from .wire.codec import codec_named
 from .wire.records import EndpointId, InstanceRecord
@@ -79,6 +81,9 @@ class Worker:
         registry: CollectorRegistry | None = None,
         metrics_labels: Mapping[str, Mapping[str, str]] | None = None,
         max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+        max_connections: int | None = None,
+        frame_timeout: float = DEFAULT_FRAME_TIMEOUT,
+        idle_timeout: float = math.inf,
         engine_request_limit: int = DEFAULT_ENGINE_REQUEST_LIMIT,
         request_queue_limit: int = DEFAULT_REQUEST_QUEUE_LIMIT,
         dial_policy: DialPolicy | None = None,
@@ -102,8 +107,17 @@ class Worker:
         self._discovery = discovery
         self._network = TcpNetwork() if network is None else network
         self._shapes = list(load_shapes() if shapes is None else shapes)
+        self._tallies = Tallies()
         self._plane = TcpRequestPlane(
-            self._network, host=host, port=port, advertise=advertise, max_frame_size=max_frame_size
+            self._network,
+            host=host,
+            port=port,
+            advertise=advertise,
+            max_frame_size=max_frame_size,
+            max_connections=max_connections,
+            frame_timeout=frame_timeout,
+            idle_timeout=idle_timeout,
+            tallies=self._tallies,
         )
         self._own_addresses: list[tuple[str, int]] = []
         dial_guard = DialGuard(DialPolicy() if dial_policy is None else dial_policy, self._own_addresses)
@@ -120,6 +134,7 @@ class Worker:
             registry=registry,
             extra_labels=sorted({label for labels in extra.values() for label in labels}),
             admission=self.admission,
+            tallies=self._tallies,
         )
         self.handlers = {
             endpoint_id: PushHandler(
@@ -185,6 +200,8 @@ class Worker:
             async with trio.open_nursery() as status_nursery:
                 # Before the engines: one that loads for minutes is live all the while.
                 await status_nursery.start(self.status.serve_pages)
+                if self.status.address is not None:
+                    self._own_addresses.append(self.status.address)
                 async with AsyncExitStack() as engines:
                     # An Engine object that serves several endpoints has one life.
                     owners = {id(owner): owner for engine in self._engines.values() for owner in engine.owners}

@@ -14,6 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import trio
 from attrs import field, frozen
 
+from .errors import MessageTooLarge
 from .wire.messages import RequestControlMessage, StreamAddress
 from .wire.records import EndpointId, InstanceRecord
 
@@ -37,6 +38,9 @@ class Push:
 
     peer_host: str | None = None
     """IP address the request came from, or None where the plane cannot tell."""
+
+    too_large: MessageTooLarge | None = None
+    """Set where the plane does not take the payload: then ``payload`` is only its beginning."""
 
 
 @frozen
@@ -128,6 +132,16 @@ class IngressDispatch(ABC, Generic[RequestT]):
         Raises:
             IngressError: the body is not what the control message promises; it goes home as an error event.
         """
+
+    def read_control_of_start(self, start: bytes) -> RequestControlMessage | None:
+        """Read the control message of a payload that is too large to be taken, so that its caller can be told.
+
+        Returns None where the beginning does not hold it, which by default it never does.
+
+        Raises:
+            IngressError: it cannot be read.
+        """
+        return None
 
     def can_serve(self, engine: Engine) -> bool:
         """Tell, once at start, whether this shape's requests can be put to the engine; by default to unary ones."""

@@ -49,7 +49,14 @@ class ResponseStreamError(IngressError):
 
 
 class DialBackRefused(ResponseStreamError):
-    """The address is not one this worker may dial; no packet was sent."""
+    """The address is not one this worker may dial; no packet was sent.
+
+    ``reason`` is the fixed word under which ``ingress_dial_denied_total`` counts it.
+    """
+
+    def __init__(self, message: str, *, reason: str = "unreadable") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class UnsupportedTransport(ResponseStreamError):

@@ -14,6 +14,7 @@ import trio
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from ._collectors import AdmissionGauges, OwnCollector, WorkerCollector
+from ._tallies import Tallies
 from .wire.records import EndpointId
 
 ERROR_TYPES = (
@@ -67,7 +68,9 @@ class WorkerMetrics:
         registry: CollectorRegistry | None = None,
         extra_labels: Sequence[str] = (),
         admission: AdmissionGauges | None = None,
+        tallies: Tallies | None = None,
     ) -> None:
+        self.tallies = Tallies() if tallies is None else tallies
         self.registry = CollectorRegistry() if registry is None else registry
         self.worker_id = f"{instance_id:x}"
         self._extra_labels = tuple(extra_labels)

@@ -8,7 +8,7 @@ from ingress.abc import Dialer, IngressDispatch, ParsedRequest
 from ingress.bodies import decode_body
 from ingress.errors import InvalidMessage
 from ingress.wire.messages import RequestControlMessage
-from ingress.wire.two_part import MessageKind, decode_two_part, kind_of
+from ingress.wire.two_part import MessageKind, decode_two_part, header_of_start, kind_of
 
 
 class HeaderAndData(IngressDispatch[Any]):
@@ -26,6 +26,10 @@ class HeaderAndData(IngressDispatch[Any]):
     def read_control(self, payload: bytes) -> RequestControlMessage:
         frame = decode_two_part(payload, verify_checksum=self._verify_checksum)
         return RequestControlMessage.decode(frame.header)
+
+    def read_control_of_start(self, start: bytes) -> RequestControlMessage | None:
+        header = header_of_start(start)
+        return None if header is None else RequestControlMessage.decode(header)
 
     async def parse_and_build_request(
         self, payload: bytes, control: RequestControlMessage, dialer: Dialer

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 TABLE: tuple[tuple[str, ...], ...] = (
     ("errors", "_version"),
-    ("_log_writer", "_network", "_text", "_threads", "wire"),
+    ("_log_writer", "_network", "_tallies", "_text", "_threads", "wire"),
     ("_logging", "abc", "bodies", "_collectors", "_context", "_failures"),
     ("metrics",),
     ("_admission", "_dial_policy", "_engine", "_plugins", "_pump", "_request_stream", "discovery", "planes"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import random
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ from attrs import define, field
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ingress._network import TcpNetwork
+from ingress._tallies import Tallies
 from ingress.abc import Push
 from ingress.planes.tcp import TcpRequestPlane
 from ingress.testing import MemoryNetwork
@@ -36,12 +38,15 @@ class Receiver:
         self.pushes.append(push)
         if push.path == "raise" and self.raises is not None:
             raise self.raises
+        if push.too_large is not None:
+            return f"Server unavailable: {push.too_large}"
         return self.answers.get(push.path or "", "")
 
 
 @define
 class Served:
     plane: TcpRequestPlane
+    tallies: Tallies
     receiver: Receiver
     network: Any
 
@@ -53,7 +58,8 @@ class Served:
 @asynccontextmanager
 async def serve_plane(network: Any = None, **options: Any) -> AsyncIterator[Served]:
     network = MemoryNetwork() if network is None else network
-    served = Served(TcpRequestPlane(network, **options), Receiver(), network)
+    tallies = Tallies()
+    served = Served(TcpRequestPlane(network, tallies=tallies, **options), tallies, Receiver(), network)
     async with trio.open_nursery() as nursery:
         await nursery.start(served.plane.serve, served.receiver)
         yield served
@@ -62,6 +68,12 @@ async def serve_plane(network: Any = None, **options: Any) -> AsyncIterator[Serv
 
 def frame(path: str = "p", payload: bytes = b"x", **headers: str) -> bytes:
     return encode_request_frame(path, headers, payload)
+
+
+async def assert_serves(served: Served) -> None:
+    stream = await served.connect()
+    await stream.send_all(frame())
+    assert await read_acks(stream, 1) == [""]
 
 
 async def read_acks(stream: trio.abc.Stream, count: int) -> list[str]:
@@ -188,15 +200,104 @@ async def test_f05_f17_a_path_that_is_too_long_is_refused_and_the_connection_clo
 async def test_f01_a_frame_that_announces_too_much_is_refused_from_its_length_alone(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with serve_plane() as served:
-        stream = await served.connect()
-        await stream.send_all(b"\0\x27" + b"p" * 39 + b"\0\2{}" + b"\xff" * 4)
-        size = 2 + 39 + 2 + 2 + 4 + 0xFFFFFFFF
-        assert await read_acks(stream, 2) == [
+    async def echo(request: Any) -> AsyncIterator[Any]:
+        yield request
+
+    async with open_stage(echo) as stage:
+        path = stage.connection.path.encode()
+        await stage.connection.stream.send_all(len(path).to_bytes(2, "big") + path + b"\0\2{}" + b"\xff" * 4)
+        size = 2 + len(path) + 2 + 2 + 4 + 0xFFFFFFFF
+        assert await stage.connection.read_acks() == [
             f"Server unavailable: message too large: {size} bytes (max: 33554432 bytes)"
         ]
+        assert await is_closed(stage.connection.stream)
+        assert [record.levelname for record in caplog.records if record.levelno > logging.INFO] == ["WARNING"]
+        assert stage.sample("ingress_frames_refused_total", reason="too_large") == 1
+
+
+async def test_a_caller_whose_control_message_can_be_read_is_told_on_a_stream_that_its_request_is_too_large(
+    autojump_clock: MockClock,
+) -> None:
+    async def echo(request: Any) -> AsyncIterator[Any]:
+        yield request
+
+    async with open_stage(echo, max_frame_size=2000) as stage:
+        payload = stage.caller.payload("x" * 5000)
+        assert await stage.ask(payload[:1500] + bytes(len(payload) - 1500)) == ""
+        response = await stage.caller.accept()
+        transcript = await response.read_to_sentinel()
+        (error,) = transcript.errors
+        assert error.message.startswith("message too large: ")
+        assert "(max: 2000 bytes)" in error.message
+        assert transcript.is_whole
+        assert await is_closed(stage.connection.stream)
+        assert stage.errors() == {"invalid_message": 1}
+        await response.aclose()
+
+
+async def test_a_beginning_that_holds_no_control_message_is_refused_in_the_ack(autojump_clock: MockClock) -> None:
+    async def echo(request: Any) -> AsyncIterator[Any]:
+        yield request
+
+    for payload in (bytes(5000), b"\0" * 6 + b"\xff\xff" + bytes(5000), b"\0" * 7 + b"\7" + bytes(5000)):
+        async with open_stage(echo, max_frame_size=2000) as stage:
+            assert (await stage.ask(payload)).startswith("Server unavailable: ")
+
+
+@pytest.mark.parametrize(("sent", "closed_at"), [(1, 30), (3, 30), (60, 30 + (1 << 20) // (64 * 1024))])
+async def test_f13_a_frame_is_due_so_long_after_its_first_byte_however_it_trickles(
+    sent: int, closed_at: float, autojump_clock: MockClock
+) -> None:
+    announced = frame("p", bytes((1 << 20) - len(frame("p", b""))))
+    async with serve_plane() as served:
+        stream = await served.connect()
+        await trio.sleep(100)  # an idle connection is no slow frame
+        began = trio.current_time()
+        await stream.send_all(announced[:sent])
+        with pytest.raises(trio.BrokenResourceError):
+            for byte in announced[sent:]:
+                await trio.sleep(1)
+                await stream.send_all(bytes([byte]))
+        # The byte that finds the connection closed is sent up to a second later.
+        assert closed_at <= trio.current_time() - began <= closed_at + (0 if sent == 60 else 17) + 1
+        assert served.tallies.frames_refused["deadline"] == 1
+        await assert_serves(served)
+
+
+async def test_f13_a_frame_that_begins_in_the_tail_of_another_has_its_own_deadline(autojump_clock: MockClock) -> None:
+    async with serve_plane() as served:
+        stream = await served.connect()
+        for _ in range(5):  # never idle, for each read holds the end of a frame and the beginning of the next
+            await stream.send_all(frame()[:3])
+            await trio.sleep(20)
+            await stream.send_all(frame()[3:] + frame()[:3])
+            assert await read_acks(stream, 1) == [""]
+            await trio.sleep(20)
+            await stream.send_all(frame()[3:])
+            assert await read_acks(stream, 1) == [""]
+
+
+async def test_f14_an_idle_connection_is_closed_where_a_limit_is_set(autojump_clock: MockClock) -> None:
+    async with serve_plane(idle_timeout=5.0) as served:
+        stream = await served.connect()
+        await trio.sleep(4)
+        await stream.send_all(frame())
+        assert await read_acks(stream, 1) == [""]
         assert await is_closed(stream)
-        assert len(caplog.records) == 1
+        assert trio.current_time() == pytest.approx(9)
+
+
+async def test_f15_connections_above_the_limit_are_closed_and_counted_and_make_room_again() -> None:
+    async with serve_plane(max_connections=2) as served:
+        first, second, third = [await served.connect() for _ in range(3)]
+        assert await is_closed(third)
+        assert served.tallies.connections_refused["limit"] == 1
+        await first.send_all(frame())
+        assert await read_acks(first, 1) == [""]
+        await second.aclose()
+        await wait_all_tasks_blocked()
+        assert served.tallies.connections_open == 1
+        await assert_serves(served)
 
 
 async def test_f02_the_limit_counts_the_whole_frame_and_is_inclusive(autojump_clock: MockClock) -> None:

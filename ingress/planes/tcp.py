@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 from collections.abc import Mapping
 
 import trio
 
 from .._network import join_host_port, routable_host
+from .._tallies import Tallies
 from .._text import RateLimitedLogger
 from ..abc import Network, Push, PushReceiver, RequestPlane
 from ..errors import InvalidMessage, MessageTooLarge
+from ..wire.messages import MAX_CONTROL_MESSAGE
 from ..wire.request_frame import (
     DEFAULT_MAX_FRAME_SIZE,
     UNAVAILABLE_PREFIX,
@@ -24,6 +27,7 @@ from ..wire.request_frame import (
     RequestFrameDecoder,
     encode_ack,
 )
+from ..wire.two_part import PREFIX
 
 logger = logging.getLogger("ingress.planes.tcp")
 
@@ -36,6 +40,19 @@ DEFAULT_ACK_WRITE_TIMEOUT = 60.0
 # After a refusal that ends the connection the caller may still be sending; reading on for a while lets the ack arrive
 # before the reset that unread bytes would cause.
 _LINGER_TIMEOUT = 1.0
+
+# From a frame's first byte to its last, beside a second for each 64 KiB that it announces: time enough for a slow link,
+# and too little to hold connections open with a byte now and then.
+DEFAULT_FRAME_TIMEOUT = 30.0
+_BYTES_PER_SECOND = 64 * 1024
+
+# Descriptors that request connections leave to streams, files and the status server.
+_RESERVED_DESCRIPTORS = 64
+_MOST_CONNECTIONS = 8192
+
+# The beginning of a payload that is too large: what the largest control message takes, and how long it is waited for.
+_OVERSIZED_START = MAX_CONTROL_MESSAGE + PREFIX.size
+_OVERSIZED_WAIT = 0.5
 
 # Out of descriptors or memory: wait for some to come back instead of spinning.
 _ACCEPT_BACKOFF = 0.1
@@ -54,10 +71,18 @@ class TcpRequestPlane(RequestPlane):
         port: int = 0,
         advertise: str | None = None,
         max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+        max_connections: int | None = None,
+        frame_timeout: float = DEFAULT_FRAME_TIMEOUT,
+        idle_timeout: float = math.inf,
         ack_write_timeout: float = DEFAULT_ACK_WRITE_TIMEOUT,
+        tallies: Tallies | None = None,
     ) -> None:
         """
         Args:
+            max_connections: more are closed as they come; by default what the limit of descriptors leaves room for,
+                at most 8,192.
+            frame_timeout: seconds for a frame, from its first byte, beside one for each 64 KiB that it announces.
+            idle_timeout: seconds between two frames; callers pool their connections, so by default no limit.
             advertise: host, or host:port, that callers are told; by default the bound one, and when bound to all
                 addresses the machine's first that is not loopback.
         """
@@ -66,7 +91,11 @@ class TcpRequestPlane(RequestPlane):
         self._port = port
         self._advertise = advertise
         self._max_frame_size = max_frame_size
+        self._max_connections = default_max_connections() if max_connections is None else max_connections
+        self._frame_timeout = frame_timeout
+        self._idle_timeout = idle_timeout
         self._ack_write_timeout = ack_write_timeout
+        self._tallies = Tallies() if tallies is None else tallies
         self._bound: tuple[str, int] | None = None
         self._log = RateLimitedLogger(logger)
         self._accept_log = RateLimitedLogger(logger, per_second=1)
@@ -111,6 +140,14 @@ class TcpRequestPlane(RequestPlane):
                     self._accept_log.log(logging.ERROR, f"accept {name}", "cannot accept a connection: %s", exc)
                     await trio.sleep(_ACCEPT_BACKOFF)
                     continue
+                if self._tallies.connections_open >= self._max_connections:
+                    self._tallies.connections_refused["limit"] += 1
+                    self._accept_log.log(
+                        logging.WARNING, "connections", "connection refused: %d are open", self._max_connections
+                    )
+                    await trio.aclose_forcefully(stream)
+                    continue
+                self._tallies.connections_open += 1
                 nursery.start_soon(self._serve_connection, stream, receive)
 
     async def _serve_connection(self, stream: trio.abc.Stream, receive: PushReceiver) -> None:
@@ -123,25 +160,28 @@ class TcpRequestPlane(RequestPlane):
         except Exception:
             logger.exception("request connection from %s: internal error", peer_host)
         finally:
+            self._tallies.connections_open -= 1
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(stream)
 
     async def _converse(self, stream: trio.abc.Stream, receive: PushReceiver, peer_host: str | None) -> None:
         decoder = RequestFrameDecoder(max_frame_size=self._max_frame_size)
-        while data := await stream.receive_some(_READ_SIZE):
+        frames, begun_at = 0, trio.current_time()
+        while data := await self._receive_some(stream, decoder, begun_at, peer_host):
+            if decoder.is_idle:
+                begun_at = trio.current_time()
             decoder.receive_data(data)
             acks = bytearray()
-            refusal = None
+            refusal: InvalidMessage | None = None
             try:
                 for frame in decoder:
                     acks += encode_ack(self._push(frame, receive, peer_host))
-            except MessageTooLarge as exc:
-                refusal = str(exc)
-            except InvalidMessage:
-                refusal = "invalid endpoint path"
+            except InvalidMessage as exc:
+                refusal = exc
             if refusal is not None:
-                self._log.log(logging.WARNING, "frame refused", "frame from %s refused: %s", peer_host, refusal)
-                acks += encode_ack(UNAVAILABLE_PREFIX + refusal)
+                acks += encode_ack(await self._refuse(stream, decoder.oversized, refusal, receive, peer_host))
+            elif decoder.frames != frames:  # what is left over began with this read
+                frames, begun_at = decoder.frames, trio.current_time()
             if acks and not await self._send_acks(stream, acks, peer_host):
                 return
             if refusal is not None:
@@ -150,17 +190,60 @@ class TcpRequestPlane(RequestPlane):
         if not decoder.is_idle:
             logger.debug("request connection from %s ended inside a frame", peer_host)
 
+    async def _receive_some(
+        self, stream: trio.abc.Stream, decoder: RequestFrameDecoder, begun_at: float, peer_host: str | None
+    ) -> bytes | bytearray:
+        """Read until the frame that has begun is due; b"" then, as at the end of the stream."""
+        if decoder.is_idle:
+            if self._idle_timeout == math.inf:
+                return await stream.receive_some(_READ_SIZE)
+            with trio.move_on_after(self._idle_timeout):
+                return await stream.receive_some(_READ_SIZE)
+            logger.debug("request connection from %s idle for %g s, closing", peer_host, self._idle_timeout)
+            return b""
+        deadline = begun_at + self._frame_timeout + decoder.announced_size / _BYTES_PER_SECOND
+        with trio.move_on_at(deadline):
+            return await stream.receive_some(_READ_SIZE)
+        self._tallies.frames_refused["deadline"] += 1
+        self._log.log(
+            logging.WARNING,
+            "frame deadline",
+            "%s sent no whole frame within %g s, closing",
+            peer_host,
+            deadline - begun_at,
+        )
+        return b""
+
     def _push(self, frame: RequestFrame, receive: PushReceiver, peer_host: str | None) -> str:
-        try:
-            path = frame.path
-        except InvalidMessage:
-            path = None  # refused like an unknown one, so that callers who understand no refusal are told too
-        return receive(Push(path, frame.payload, frame.headers, peer_host))
+        return receive(Push(_path_of(frame), frame.payload, frame.headers, peer_host))
+
+    async def _refuse(
+        self,
+        stream: trio.abc.Stream,
+        oversized: RequestFrame | None,
+        refusal: InvalidMessage,
+        receive: PushReceiver,
+        peer_host: str | None,
+    ) -> str:
+        """Return the ack of a frame that ends its connection; empty where its caller is told on a stream instead."""
+        text = str(refusal) if isinstance(refusal, MessageTooLarge) else "invalid endpoint path"
+        self._tallies.frames_refused["too_large" if isinstance(refusal, MessageTooLarge) else "path"] += 1
+        if oversized is None or not isinstance(refusal, MessageTooLarge):
+            self._log.log(logging.WARNING, "frame refused", "frame from %s refused: %s", peer_host, text)
+            return UNAVAILABLE_PREFIX + text
+        start = bytearray(oversized.payload)
+        with trio.move_on_after(_OVERSIZED_WAIT):
+            while len(start) < _OVERSIZED_START and (data := await stream.receive_some(_READ_SIZE)):
+                start += data
+        return receive(
+            Push(_path_of(oversized), bytes(start[:_OVERSIZED_START]), oversized.headers, peer_host, refusal)
+        )
 
     async def _send_acks(self, stream: trio.abc.Stream, acks: bytearray, peer_host: str | None) -> bool:
         with trio.move_on_after(self._ack_write_timeout):
             await stream.send_all(bytes(acks))
             return True
+        self._tallies.slow_peer_closed["request"] += 1
         self._log.log(
             logging.WARNING, "acks unread", "%s read no ack for %g s, closing", peer_host, self._ack_write_timeout
         )
@@ -173,3 +256,22 @@ async def _close_after_refusal(stream: trio.abc.Stream) -> None:
             await stream.send_eof()
             while await stream.receive_some(_READ_SIZE):
                 pass
+
+
+def _path_of(frame: RequestFrame) -> str | None:
+    try:
+        return frame.path
+    except InvalidMessage:
+        return None  # refused like an unknown one, so that callers who understand no refusal are told too
+
+
+def default_max_connections() -> int:
+    """Return how many connections the process's limit of descriptors leaves room for."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows, which has no such limit
+        return _MOST_CONNECTIONS
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return _MOST_CONNECTIONS
+    return min(_MOST_CONNECTIONS, max(soft - _RESERVED_DESCRIPTORS, 1))

@@ -93,13 +93,16 @@ class RequestFrameDecoder:
     """Bytes of a request connection in, :class:`RequestFrame` out; for one connection and one task.
 
     Lengths are checked as soon as they are there, so it never holds more than ``max_frame_size`` and one read. After an
-    error it holds nothing, takes nothing, and raises the same error again.
+    error it holds no more than :attr:`oversized`, takes nothing, and raises the same error again.
     """
 
     def __init__(self, *, max_frame_size: int = DEFAULT_MAX_FRAME_SIZE) -> None:
         self._buffer = bytearray()
         self._max_frame_size = max_frame_size
         self._failure: InvalidMessage | None = None
+        self._frames = 0
+        self._announced_size = 0
+        self._oversized: RequestFrame | None = None
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> None:
         """Add bytes from the peer."""
@@ -110,6 +113,21 @@ class RequestFrameDecoder:
     def is_idle(self) -> bool:
         """True between frames."""
         return not self._buffer
+
+    @property
+    def oversized(self) -> RequestFrame | None:
+        """The frame whose payload is too large, with as much of it as came in the same read; None where none was."""
+        return self._oversized
+
+    @property
+    def frames(self) -> int:
+        """How many frames were complete so far."""
+        return self._frames
+
+    @property
+    def announced_size(self) -> int:
+        """Bytes of the frame that has begun, as far as its length fields have arrived; 0 before any has."""
+        return self._announced_size
 
     def __iter__(self) -> Iterator[RequestFrame]:
         """Yield the frames that are complete.
@@ -148,8 +166,8 @@ class RequestFrameDecoder:
         if len(buffer) < payload_start:
             return None
         size: int = payload_start + _U32.unpack_from(buffer, headers_end)[0]
-        self._check_size(size)
-        if len(buffer) < size:
+        if self._max_frame_size >= size > len(buffer):
+            self._announced_size = size
             return None
         with memoryview(buffer) as view:  # one copy a part; a slice of the bytearray would be a second one
             frame = RequestFrame(
@@ -157,10 +175,16 @@ class RequestFrameDecoder:
                 bytes(view[headers_start:headers_end]),
                 bytes(view[payload_start:size]),
             )
+        if size > self._max_frame_size:
+            self._oversized = frame
+        self._check_size(size)
         del buffer[:size]
+        self._frames += 1
+        self._announced_size = 0
         return frame
 
     def _check_size(self, size: int) -> None:
+        self._announced_size = size
         if size > self._max_frame_size:
             text = f"message too large: {size} bytes (max: {self._max_frame_size} bytes)"
             raise self._fail(MessageTooLarge(text, size=size, limit=self._max_frame_size))

@@ -94,6 +94,14 @@ def decode_two_part(payload: bytes, *, verify_checksum: bool = False) -> TwoPart
     return message
 
 
+def header_of_start(start: bytes) -> bytes | None:
+    """Return the header of a frame of which only the beginning is there, or None where that does not hold it whole."""
+    if len(start) < PREFIX.size:
+        return None
+    end = PREFIX.size + int(PREFIX.unpack_from(start)[0])
+    return start[PREFIX.size : end] if end <= len(start) else None
+
+
 def kind_of(payload: bytes) -> MessageKind | None:
     """Tell the kind from the two length fields alone, or None where there is no whole prefix."""
     if len(payload) < PREFIX.size:
