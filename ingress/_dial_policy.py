@@ -38,6 +38,8 @@ class DialPolicy:
     name: DialPolicyName = "peer"
     allow: tuple[IpNetwork, ...] = field(default=(), converter=_networks)
     deny: tuple[IpNetwork, ...] = field(default=(), converter=_networks)
+    resolve_names: bool = False
+    """Look names up; every address that is found must be allowed. By default an address is literal."""
 
     def check(
         self, address: SocketAddress, *, peer_host: str | None, own_addresses: Collection[tuple[str, int]] = ()

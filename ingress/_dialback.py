@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-import re
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import trio
 
 from ._context import Ending, RequestContext
-from ._dial_policy import DialPolicy
+from ._dial_guard import DialGuard, DialTarget
 from ._request_stream import RequestInput
 from ._text import RateLimitedLogger, printable
 from .abc import Network, Push
-from .errors import DialBackRefused, InvalidMessage, RemoteProtocolError, ResponseStreamError, UnsupportedTransport
-from .wire.addresses import SocketAddress, parse_address
-from .wire.messages import (
-    MAX_SUBJECT,
-    CallHomeHandshake,
-    ConnectionInfo,
-    ControlWord,
-    StreamAddress,
-    StreamType,
-)
+from .errors import InvalidMessage, RemoteProtocolError, ResponseStreamError
+from .wire.addresses import HostName, SocketAddress
+from .wire.messages import CallHomeHandshake, ControlWord, StreamAddress
 from .wire.response import ControlWordReader
 from .wire.two_part import encode_two_part
 
@@ -37,66 +29,18 @@ DEFAULT_CONNECT_TIMEOUT = 5.0
 # Released workers wait as long for the caller to close first (docs/wire.md §4).
 DEFAULT_CLOSE_WAIT = 10.0
 
-# Subjects of released callers are UUIDs.
-_SUBJECT = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_SUBJECT}}}")
-
 _READ_SIZE = 4096
 
 
-def read_connection_info(address: StreamAddress, request_id: str, stream_type: StreamType) -> ConnectionInfo:
-    """Check a ``connection_info`` against its request.
-
-    Raises:
-        UnsupportedTransport: another transport than TCP is asked for.
-        DialBackRefused: it is unreadable, for another request or kind of stream, or its subject is odd.
-    """
-    if address.transport != "tcp_server":
-        raise UnsupportedTransport(address.transport)
-    try:
-        info = ConnectionInfo.from_address(address)
-    except Exception as exc:
-        raise DialBackRefused(f"connection info cannot be read: {exc}") from exc
-    if info.context != request_id:
-        raise DialBackRefused("connection info is for another request id")
-    if info.stream_type != stream_type:
-        raise DialBackRefused(f"expected stream type {stream_type}, got {info.stream_type[:40]!r}")
-    if not _SUBJECT.fullmatch(info.subject):
-        raise DialBackRefused(f"subject {info.subject[:40]!r} must match [A-Za-z0-9._:-]{{1,{MAX_SUBJECT}}}")
-    return info
-
-
-class DialGuard:
-    """Decides what a message may make this worker dial; one a worker, pure, asked before the ack."""
-
-    def __init__(self, policy: DialPolicy, own_addresses: Collection[tuple[str, int]]) -> None:
-        self._policy = policy
-        self._own_addresses = own_addresses
-
-    def check(
-        self, push: Push, request_id: str, stream: StreamAddress, stream_type: StreamType
-    ) -> tuple[ConnectionInfo, SocketAddress]:
-        """Return whom to tell what, and where to dial.
-
-        Raises:
-            ResponseStreamError: unreadable, of another request, of another transport, or not allowed.
-        """
-        info = read_connection_info(stream, request_id, stream_type)
-        address = parse_address(info.address)
-        self._policy.check(address, peer_host=push.peer_host, own_addresses=self._own_addresses)
-        return info, address
-
-
 InputT = TypeVar("InputT")
-
-CheckStream = Callable[[StreamAddress, StreamType], tuple[ConnectionInfo, SocketAddress]]
-"""Returns where a stream is to be dialled, or raises ResponseStreamError; pure."""
 
 
 @asynccontextmanager
 async def open_dial_back(
     network: Network,
     context: RequestContext,
-    check_stream: CheckStream,
+    guard: DialGuard,
+    push: Push,
     *,
     connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
     close_wait: float = DEFAULT_CLOSE_WAIT,
@@ -108,7 +52,7 @@ async def open_dial_back(
     failures are caught inside.
     """
     async with trio.open_nursery() as nursery:
-        dial_back = DialBack(network, context, check_stream, nursery, connect_timeout)
+        dial_back = DialBack(network, context, guard, push, nursery, connect_timeout)
         try:
             yield dial_back
             await dial_back.wait_closed_by_caller(close_wait)
@@ -128,7 +72,8 @@ class DialBack:
         self,
         network: Network,
         context: RequestContext,
-        check_stream: CheckStream,
+        guard: DialGuard,
+        push: Push,
         nursery: trio.Nursery,
         connect_timeout: float,
     ) -> None:
@@ -137,13 +82,14 @@ class DialBack:
         self._network = network
         self._context = context
         self._connect_timeout = connect_timeout
-        self._check_stream = check_stream
+        self._guard = guard
+        self._push = push
         self._streams: list[trio.abc.Stream] = []
         self._readings: list[trio.CancelScope] = []
         self._is_graceful = False
         self._caller_closed = trio.Event()
 
-    async def open_response_stream(self, address: SocketAddress) -> trio.abc.Stream:
+    async def open_response_stream(self, address: DialTarget) -> trio.abc.Stream:
         """Connect to a checked address and listen for the caller's control words; the handshake is the sender's.
 
         Raises:
@@ -157,7 +103,7 @@ class DialBack:
         self, stream: StreamAddress, decode: Callable[[bytes], InputT]
     ) -> AsyncIterable[InputT]:
         """See :meth:`ingress.abc.Dialer.open_request_stream`."""
-        info, address = self._check_stream(stream, "request")
+        info, address = self._guard.check(self._push, self._context.id, stream, "request")
         connection = await self._connect(address)
         handshake = encode_two_part(CallHomeHandshake(info.subject, "request").encode())
         try:
@@ -187,20 +133,25 @@ class DialBack:
             for stream in reversed(self._streams):  # the response stream first: it is the one that is written
                 await trio.aclose_forcefully(stream)
 
-    async def _connect(self, address: SocketAddress) -> trio.abc.Stream:
+    async def _connect(self, target: DialTarget) -> trio.abc.Stream:
+        limits = self._guard.limits
+        dialled: SocketAddress | None = None
         try:
             with trio.fail_after(self._connect_timeout):
-                stream = await self._network.connect(address.host, address.port)
-        except trio.TooSlowError as exc:
-            raise ResponseStreamError(
-                f"dial-back to {address.host}:{address.port} timed out after {self._connect_timeout:g} s"
-            ) from exc
-        except OSError as exc:
-            raise ResponseStreamError(
-                f"dial-back to {address.host}:{address.port} failed: {os.strerror(exc.errno) if exc.errno else exc}"
-            ) from exc
+                async with limits.turn(self._push.peer_host, target):
+                    dialled = await self._guard.resolve(self._push, target) if isinstance(target, HostName) else target
+                    stream = await self._network.connect(dialled.host, dialled.port)
+        except (trio.TooSlowError, OSError) as exc:
+            if dialled is not None:
+                limits.record_failure(dialled)
+            raise ResponseStreamError(self._describe_failure(target, exc)) from exc
         self._streams.append(stream)
         return stream
+
+    def _describe_failure(self, target: DialTarget, exc: Exception) -> str:
+        if isinstance(exc, OSError):
+            return f"dial-back to {target.host}:{target.port} failed: {os.strerror(exc.errno) if exc.errno else exc}"
+        return f"dial-back to {target.host}:{target.port} timed out after {self._connect_timeout:g} s"
 
     async def _follow(self, stream: trio.abc.Stream, requests: RequestInput[InputT]) -> None:
         """Read a request stream until it ends or the request does, and close it.

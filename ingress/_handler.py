@@ -6,7 +6,6 @@ guard → slot → parse → transit time → dial back → generate → prologu
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 from collections.abc import Callable, Sequence
 from types import AsyncGeneratorType
@@ -17,7 +16,8 @@ from attrs import field, frozen
 
 from ._admission import Admission, Slot
 from ._context import Ending, OpenRequests, RequestContext
-from ._dialback import DEFAULT_CLOSE_WAIT, DEFAULT_CONNECT_TIMEOUT, DialGuard, open_dial_back
+from ._dial_guard import DialGuard, DialTarget
+from ._dialback import DEFAULT_CLOSE_WAIT, DEFAULT_CONNECT_TIMEOUT, open_dial_back
 from ._engine import as_async_generator, close_engine
 from ._failures import describe_failure, error_event_of, is_cancellation
 from ._logging import log_request_completed, log_request_received, request_scope
@@ -36,7 +36,6 @@ from .errors import (
     StartupError,
 )
 from .metrics import RequestGuard, WorkHandlerMetrics, cancelled_by
-from .wire.addresses import SocketAddress
 from .wire.messages import ConnectionInfo, RequestControlMessage
 from .wire.records import EndpointId
 
@@ -60,7 +59,7 @@ class AdmittedPush:
     shape: IngressDispatch[Any]
     control: RequestControlMessage
     info: ConnectionInfo
-    address: SocketAddress
+    address: DialTarget
     slot: Slot = field(repr=False)
 
     failure: IngressError | None = None
@@ -211,7 +210,8 @@ class PushHandler:
         async with open_dial_back(
             self._network,
             context,
-            functools.partial(self._dial_guard.check, admitted.push, admitted.control.id),
+            self._dial_guard,
+            admitted.push,
             connect_timeout=self._connect_timeout,
             close_wait=self._close_wait,
         ) as dial_back:

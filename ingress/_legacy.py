@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from attrs import frozen
 
 from ._context import RequestContext
-from ._dialback import DialGuard, open_dial_back
+from ._dial_guard import DialGuard, DialTarget
+from ._dialback import open_dial_back
 from ._pump import DEFAULT_WRITE_STALL_TIMEOUT
 from ._response import Response
 from ._text import printable
 from .abc import IngressDispatch, Network, Push
 from .errors import IngressError, PublishError, ResponseStreamError
-from .wire.addresses import SocketAddress
 from .wire.messages import ConnectionInfo, RequestControlMessage
 from .wire.records import EndpointId
 
@@ -35,7 +34,7 @@ class LegacyRefusal:
     push: Push
     control: RequestControlMessage
     info: ConnectionInfo
-    address: SocketAddress
+    address: DialTarget
 
 
 class LegacyTeller:
@@ -71,9 +70,7 @@ class LegacyTeller:
         """Dial back, send the error prologue and the sentinel. Raises nothing but cancellation."""
         context = RequestContext(request_id=refusal.control.id, endpoint=_ENDPOINT_OF_NOBODY, metadata={}, headers={})
         try:
-            async with open_dial_back(
-                self._network, context, partial(self._dial_guard.check, refusal.push, refusal.control.id)
-            ) as dial_back:
+            async with open_dial_back(self._network, context, self._dial_guard, refusal.push) as dial_back:
                 response = Response(
                     dial_back,
                     context,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ._context import RequestContext
+from ._dial_guard import DialTarget
 from ._dialback import DialBack
 from ._failures import error_event_of
 from ._pump import PumpProgress, ResponseMeter, ResponseWriter
 from .errors import EngineShutdown
-from .wire.addresses import SocketAddress
 from .wire.codec import codec_named
 from .wire.messages import Annotated, ConnectionInfo, ErrorEvent, RequestControlMessage
 from .wire.response import ResponseSender, ResponseState
@@ -26,7 +26,7 @@ class Response:
         context: RequestContext,
         control: RequestControlMessage,
         info: ConnectionInfo,
-        address: SocketAddress,
+        address: DialTarget,
         stall_timeout: float,
         meter: ResponseMeter | None = None,
     ) -> None:

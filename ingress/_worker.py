@@ -18,8 +18,8 @@ from prometheus_client import CollectorRegistry
 
 from ._admission import DEFAULT_ENGINE_REQUEST_LIMIT, DEFAULT_REQUEST_QUEUE_LIMIT, Admission
 from ._context import OpenRequests
+from ._dial_guard import DialGuard
 from ._dial_policy import DialPolicy
-from ._dialback import DialGuard
 from ._engine import make_engine
 from ._failures import refusal_text
 from ._handler import GOODBYE_TIMEOUT, PushHandler
@@ -104,10 +104,10 @@ class Worker:
         self.drain_budget = drain_budget
         self.admission = Admission(engine_request_limit, request_queue_limit)
         self.open_requests = OpenRequests()
+        self._tallies = Tallies()
         self._discovery = discovery
         self._network = TcpNetwork() if network is None else network
         self._shapes = list(load_shapes() if shapes is None else shapes)
-        self._tallies = Tallies()
         self._plane = TcpRequestPlane(
             self._network,
             host=host,
@@ -120,7 +120,9 @@ class Worker:
             tallies=self._tallies,
         )
         self._own_addresses: list[tuple[str, int]] = []
-        dial_guard = DialGuard(DialPolicy() if dial_policy is None else dial_policy, self._own_addresses)
+        dial_guard = DialGuard(
+            DialPolicy() if dial_policy is None else dial_policy, self._own_addresses, tallies=self._tallies
+        )
         self._drain_requested = trio.Event()
         self.closing = trio.Event()
         """Set when the drain is over; what has not ended :data:`CLOSING_TIME` later is cancelled."""

@@ -21,8 +21,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 import ingress
 from ingress import Context, Engine, MemoryDiscovery, ParsedRequest, serving
 from ingress._context import RequestContext
+from ingress._dial_guard import DialGuard
+from ingress._dial_policy import DialPolicy
 from ingress._dialback import open_dial_back
 from ingress._engine import make_engine
+from ingress.abc import Push
 from ingress.errors import (
     DeserializationError,
     InvalidMessage,
@@ -769,34 +772,31 @@ async def test_a_third_partys_decode_function_that_fails_ends_its_request_and_no
     def decode(body: bytes) -> Any:
         raise PluginError("no such codec")
 
-    async with await network.open_listener(HOST, 5) as listener:
+    async with await network.open_listener(HOST, 5000) as listener:
         with trio.fail_after(5):
-            async with open_dial_back(
-                network, context, lambda stream, kind: (ConnectionInfo(HOST, "s2", "r", kind), _port_5())
-            ) as dial_back:
-                await dial_back.open_request_stream(address(), decode)
+            async with open_dial_back(network, context, DialGuard(DialPolicy("any")), PUSH) as dial_back:
+                await dial_back.open_request_stream(request_stream(), decode)
                 caller = await listener.accept()
                 await caller.send_all(frame(1))
                 await wait_all_tasks_blocked()
                 assert context.is_killed
 
 
-def _port_5() -> Any:
-    from ingress.wire.addresses import parse_address
+PUSH = Push("path", b"", {}, HOST)
 
-    return parse_address(f"{HOST}:5")
+
+def request_stream() -> StreamAddress:
+    return ConnectionInfo(f"{HOST}:5000", "s2", "r", "request").to_address()
 
 
 async def test_a_refused_request_stream_raises_before_anything_is_dialled() -> None:
     network = MemoryNetwork()
     context = RequestContext(request_id="r", endpoint=EndpointId("a", "b", "c"), metadata={}, headers={})
 
-    def refuse(stream: StreamAddress, kind: Any) -> Any:
-        raise ResponseStreamError("not there")
-
-    async with open_dial_back(network, context, refuse) as dial_back:
-        with pytest.raises(ResponseStreamError, match="not there"):
-            await dial_back.open_request_stream(address(), bytes)
+    guard = DialGuard(DialPolicy("cidr", allow=["10.0.0.0/8"]))
+    async with open_dial_back(network, context, guard, PUSH) as dial_back:
+        with pytest.raises(ResponseStreamError, match="lies in none of dial_allow"):
+            await dial_back.open_request_stream(request_stream(), bytes)
     assert network.connects == []
 
 

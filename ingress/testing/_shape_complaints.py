@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .._dial_guard import DialGuard
 from .._dial_policy import DialPolicy
-from .._dialback import DialGuard
 from .._failures import describe_failure
 from ..abc import IngressDispatch, ParsedRequest, Push
 from ..errors import IngressError

@@ -12,8 +12,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from .._admission import Admission
 from .._context import OpenRequests
+from .._dial_guard import DialGuard
 from .._dial_policy import DialPolicy
-from .._dialback import DialGuard
 from .._handler import AdmittedPush, PushHandler
 from ..abc import Engine, IngressDispatch, Push
 from ..metrics import WorkerMetrics

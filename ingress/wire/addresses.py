@@ -36,6 +36,29 @@ class SocketAddress:
         return frozenset({self.ip, unwrap(self.ip)})
 
 
+@frozen
+class HostName:
+    """A name that stands in an address's place, and a port; looked up only where the operator allows it."""
+
+    host: str
+    port: int
+
+
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_HOST_NAME = re.compile(
+    rf"(?P<host>(?=.{{1,253}}:)(?:{_LABEL}\.)*[A-Za-z](?:[A-Za-z0-9-]{{0,61}}[A-Za-z0-9])?):(?P<port>[0-9]{{1,5}})",
+    re.ASCII,
+)
+
+
+def parse_host_name(text: str) -> HostName | None:
+    """Read ``name:port``; None where it is none. A last label that begins with a digit is no name's (RFC 1123 §2.1)."""
+    match = _HOST_NAME.fullmatch(text)
+    if match is None or not 1 <= int(match["port"]) <= 65535:
+        return None
+    return HostName(match["host"], int(match["port"]))
+
+
 def parse_address(text: str) -> SocketAddress:
     """Read a dial-back address; an IPv4-mapped one becomes IPv4.
 

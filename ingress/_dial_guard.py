@@ -1,0 +1,116 @@
+"""What a message may make this worker dial: its connection info checked, its address against the policy.
+
+Pure but for names, which are looked up only where the operator asked for it. Source: docs/wire.md §3.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Collection
+
+import trio
+
+from ._dial_limits import DialLimits
+from ._dial_policy import DialPolicy
+from ._network import join_host_port
+from ._tallies import Tallies
+from .abc import Push
+from .errors import DialBackRefused, ResponseStreamError, UnsupportedTransport
+from .wire.addresses import HostName, SocketAddress, parse_address, parse_host_name
+from .wire.messages import MAX_SUBJECT, ConnectionInfo, StreamAddress, StreamType
+
+# Subjects of released callers are UUIDs.
+_SUBJECT = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_SUBJECT}}}")
+
+# Look-ups run in threads; slow ones must not take those of engines.
+_MAX_LOOKUPS = 8
+
+DialTarget = SocketAddress | HostName
+
+
+class DialGuard:
+    """Decides what a message may make this worker dial; one a worker, asked before the ack."""
+
+    def __init__(
+        self,
+        policy: DialPolicy,
+        own_addresses: Collection[tuple[str, int]] = (),
+        *,
+        limits: DialLimits | None = None,
+        tallies: Tallies | None = None,
+    ) -> None:
+        self.limits = DialLimits() if limits is None else limits
+        self._policy = policy
+        self._own_addresses = own_addresses
+        self._tallies = Tallies() if tallies is None else tallies
+        self._lookups = trio.CapacityLimiter(_MAX_LOOKUPS)
+
+    def check(
+        self, push: Push, request_id: str, stream: StreamAddress, stream_type: StreamType
+    ) -> tuple[ConnectionInfo, DialTarget]:
+        """Return whom to tell what, and where to dial. Sends no packet.
+
+        Raises:
+            ResponseStreamError: unreadable, of another request, of another transport, or not allowed.
+        """
+        try:
+            info = read_connection_info(stream, request_id, stream_type)
+            if self._policy.resolve_names and (name := parse_host_name(info.address)) is not None:
+                return info, name
+            address = parse_address(info.address)
+            self._check_address(push, address)
+        except DialBackRefused as exc:
+            self._tallies.dial_denied[exc.reason] += 1
+            raise
+        return info, address
+
+    async def resolve(self, push: Push, name: HostName) -> SocketAddress:
+        """Look a name up once and return the literal address to dial; every answer must pass.
+
+        The caller bounds the wait.
+
+        Raises:
+            ResponseStreamError: unknown, or an answer is not allowed.
+        """
+        try:
+            async with self._lookups:
+                found = await trio.socket.getaddrinfo(name.host, name.port, type=socket.SOCK_STREAM)
+        except OSError as exc:
+            raise ResponseStreamError(f"dial-back name {name.host} cannot be looked up: {exc}") from exc
+        ends = [(str(end[0]).partition("%")[0], int(end[1])) for _, _, _, _, end in found]
+        addresses = [parse_address(join_host_port(host, port)) for host, port in ends]
+        try:
+            for address in addresses:
+                self._check_address(push, address)
+        except DialBackRefused as exc:
+            self._tallies.dial_denied[exc.reason] += 1
+            raise
+        return addresses[0]
+
+    def _check_address(self, push: Push, address: SocketAddress) -> None:
+        self._policy.check(address, peer_host=push.peer_host, own_addresses=self._own_addresses)
+        if self.limits.is_failing(address):
+            raise DialBackRefused(f"dial-back address {address.host}:{address.port} keeps failing", reason="failing")
+
+
+def read_connection_info(address: StreamAddress, request_id: str, stream_type: StreamType) -> ConnectionInfo:
+    """Check a ``connection_info`` against its request.
+
+    Raises:
+        UnsupportedTransport: another transport than TCP is asked for.
+        DialBackRefused: it is unreadable, for another request or kind of stream, or its subject is odd.
+    """
+    if address.transport != "tcp_server":
+        raise UnsupportedTransport(address.transport)
+    try:
+        info = ConnectionInfo.from_address(address)
+    except Exception as exc:
+        raise DialBackRefused(f"connection info cannot be read: {exc}") from exc
+    if info.context != request_id:
+        raise DialBackRefused("connection info is for another request id")
+    if info.stream_type != stream_type:
+        raise DialBackRefused(f"expected stream type {stream_type}, got {info.stream_type[:40]!r}")
+    if not _SUBJECT.fullmatch(info.subject):
+        raise DialBackRefused(f"subject {info.subject[:40]!r} must match [A-Za-z0-9._:-]{{1,{MAX_SUBJECT}}}")
+    return info

@@ -1,0 +1,218 @@
+"""Dials wait their turn, addresses that keep failing are left alone, and names are looked up once or not at all."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from ingress._dial_limits import DialLimits
+from ingress._dial_policy import DialPolicy
+from ingress.testing import MemoryNetwork
+from ingress.testing._memory import MemoryStream
+from ingress.wire.addresses import HostName, parse_address, parse_host_name
+
+from .raw_caller import Stage, open_stage
+
+REFUSED = "Server unavailable: dial-back address refused"
+ADDRESS = parse_address("10.0.0.1:5000")
+
+
+async def echo(request: Any) -> AsyncIterator[Any]:
+    yield request
+
+
+class BlackHole(MemoryNetwork):
+    """Some ports are never answered."""
+
+    black: frozenset[int] = frozenset()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pending = self.most_pending = 0
+
+    async def connect(self, host: str, port: int) -> MemoryStream:
+        if port not in self.black:
+            return await super().connect(host, port)
+        self.pending += 1
+        self.most_pending = max(self.most_pending, self.pending)
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.pending -= 1
+        raise AssertionError("slept for ever")
+
+
+def denied(stage: Stage) -> dict[str, float]:
+    return {
+        sample.labels["reason"]: sample.value
+        for family in stage.worker.metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "ingress_dial_denied_total" and sample.value
+    }
+
+
+async def ask(stage: Stage, address: str) -> str:
+    return await stage.ask(stage.caller.payload(0, stage.caller.control(info={"address": address})))
+
+
+async def test_d05_a_peer_has_at_most_64_dials_pending_and_48_of_them_to_one_address(
+    autojump_clock: MockClock,
+) -> None:
+    network = BlackHole()
+    network.black = frozenset({6000, 6001})
+    async with open_stage(echo, network=network, drain_budget=600) as stage:
+        for _ in range(100):
+            assert await ask(stage, "127.0.0.1:6000") == ""
+        await wait_all_tasks_blocked()
+        assert network.pending == 48
+        await stage.assert_alive()
+        for _ in range(100):
+            assert await ask(stage, "127.0.0.1:6001") == ""
+        await wait_all_tasks_blocked()
+        assert network.pending == network.most_pending == 64
+        await trio.sleep(5.1)  # who had no turn by then is given up as well
+        assert stage.errors() == {"response_stream": 200}
+        assert network.most_pending == 64
+        stage.assert_nothing_left()
+
+
+async def test_d05_an_address_that_failed_64_times_within_a_second_is_refused_for_one(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_stage(echo) as stage:
+        for _ in range(64):
+            assert await ask(stage, "127.0.0.1:6000") == ""  # nobody listens
+        await wait_all_tasks_blocked()
+        assert await ask(stage, "127.0.0.1:6000") == REFUSED
+        assert denied(stage) == {"failing": 1}
+        await stage.assert_alive()
+        await trio.sleep(1.1)
+        assert await ask(stage, "127.0.0.1:6000") == ""
+
+
+async def test_d05_dials_that_succeed_are_never_limited() -> None:
+    async with open_stage(echo) as stage:
+        for _ in range(300):
+            await stage.assert_alive()
+
+
+async def test_a_turn_is_given_back_when_its_waiter_has_gone() -> None:
+    limits = DialLimits()
+    async with AsyncExitStack() as pending:
+        for number in range(256):
+            await pending.enter_async_context(limits.turn(f"peer {number % 8}", number % 2))
+        for peer in ("peer 1", "another"):
+            with trio.move_on_after(0):
+                async with limits.turn(peer, 0):
+                    raise AssertionError("there was no turn to have")
+    async with limits.turn("another", 0):
+        pass
+    assert not limits._shares
+
+
+async def test_old_failures_do_not_add_up_and_the_table_is_bounded(autojump_clock: MockClock) -> None:
+    limits = DialLimits()
+    for _ in range(200):
+        limits.record_failure(ADDRESS)
+        await trio.sleep(0.1)
+    assert not limits.is_failing(ADDRESS)
+    for port in range(1024, 5000):
+        limits.record_failure(parse_address(f"10.0.0.2:{port}"))
+    assert len(limits._failures) <= 1024
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("localhost:5000", "unreadable"),
+        ("192.0.2.1:5000", "policy"),
+        ("127.0.0.1:22", "reserved"),
+        ("169.254.169.254:8000", "reserved"),
+        ("127.0.0.9:5000", "denied"),
+    ],
+)
+async def test_every_denial_is_counted_under_its_reason(address: str, reason: str) -> None:
+    async with open_stage(echo, dial_policy=DialPolicy("peer", deny=["127.0.0.9"])) as stage:
+        assert await ask(stage, address) == REFUSED
+        assert denied(stage) == {reason: 1}
+        assert len(stage.worker._network.connects) == 1  # the caller's own
+
+
+# -- names -----------------------------------------------------------------------------------------------------------
+
+
+class Resolver(trio.abc.HostnameResolver):
+    """Answers with what it was given, and counts."""
+
+    def __init__(self, *answers: list[str]) -> None:
+        self.answers = list(answers)
+        self.asked: list[str] = []
+
+    async def getaddrinfo(self, host: Any, port: Any, *rest: Any, **named: Any) -> Any:
+        self.asked.append(host.decode() if isinstance(host, bytes) else host)
+        if not self.answers:
+            raise socket.gaierror("unknown")
+        answers = self.answers.pop(0)
+        if answers == ["slow"]:
+            await trio.sleep_forever()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (answer, port)) for answer in answers]
+
+    async def getnameinfo(self, sockaddr: Any, flags: int) -> Any:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("answers", "is_answered"),
+    [
+        ([["127.0.0.1"]], True),
+        ([["127.0.0.1", "192.0.2.1"]], False),  # one of two lies outside
+        ([["127.0.0.1"], ["192.0.2.1"]], True),  # what a second look-up would find does not matter: there is none
+        ([["169.254.169.254"]], False),
+        ([], False),
+        ([["slow"]], False),
+    ],
+)
+async def test_d04_every_address_of_a_name_is_checked_and_the_checked_one_dialled(
+    answers: list[list[str]], is_answered: bool, autojump_clock: MockClock
+) -> None:
+    resolver = Resolver(*answers)
+    trio.socket.set_custom_hostname_resolver(resolver)
+    async with open_stage(echo, dial_policy=DialPolicy("peer", resolve_names=True), drain_budget=60) as stage:
+        port = stage.caller.address.rpartition(":")[2]
+        assert await ask(stage, f"caller.example:{port}") == ""
+        if is_answered:
+            response = await stage.caller.accept()
+            assert (await response.read_to_sentinel()).items == [0]
+            await response.aclose()
+        else:
+            await trio.sleep(6)
+            assert stage.errors() == {"response_stream": 1}
+            assert len(stage.worker._network.connects) == 1
+        assert resolver.asked == ["caller.example"]
+
+
+async def test_d03_no_name_is_looked_up_by_default() -> None:
+    resolver = Resolver(["127.0.0.1"])
+    trio.socket.set_custom_hostname_resolver(resolver)
+    async with open_stage(echo) as stage:
+        assert await ask(stage, "caller.example:5000") == REFUSED
+    assert resolver.asked == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["127.0.0.1:80", "127.1:80", "2130706433:80", "0x7f000001:80", "a..b:80", "-a:80", "a_b:80", "a:0", "a:65536",
+     "a b:80", "user@a:80", "a:80/x", "[::1]:80", "a", "a:", ":80", "x" * 254 + ":80", "é:80"],
+)  # fmt: skip
+def test_what_is_no_name_is_not_taken_for_one(text: str) -> None:
+    assert parse_host_name(text) is None
+
+
+def test_names_are_read() -> None:
+    assert parse_host_name("pod-7.team.svc.cluster.local:8000") == HostName("pod-7.team.svc.cluster.local", 8000)
