@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import OrderedDict
 
 import trio
 
@@ -28,40 +27,40 @@ class DialLimits:
     """The dials of one worker; for its event loop."""
 
     def __init__(self) -> None:
-        self._pending = trio.Semaphore(MAX_PENDING_DIALS)
+        self._all = _Share(MAX_PENDING_DIALS)
         self._shares: dict[object, _Share] = {}
         self._failures: dict[SocketAddress, _Failures] = {}
 
-    @asynccontextmanager
-    async def turn(self, peer_host: str | None, target: object) -> AsyncIterator[None]:
-        """Dial while inside; waits for a turn among the dials of the peer to the target, of the peer, and of all.
+    async def take_turn(self, peer_host: str | None, target: object) -> Turn:
+        """Wait for a turn among the dials of the peer to the target, of the peer, and of all; release it when done.
 
         The caller bounds the wait.
         """
-        async with (
-            self._share((peer_host, target), MAX_PENDING_DIALS_OF_PEER_TO_ADDRESS),
-            self._share(peer_host, MAX_PENDING_DIALS_OF_PEER),
-        ):
-            await _acquire(self._pending)
-            try:
-                yield
-            finally:
-                self._pending.release()
-
-    @asynccontextmanager
-    async def _share(self, key: object, most: int) -> AsyncIterator[None]:
-        share = self._shares.setdefault(key, _Share(most))
-        share.users += 1
+        turn = Turn(self, ((peer_host, target), peer_host))
         try:
-            await _acquire(share.semaphore)
-            try:
-                yield
-            finally:
-                share.semaphore.release()
-        finally:
-            share.users -= 1
-            if not share.users:
-                del self._shares[key]
+            for share in turn.shares:
+                if share.free > 0 and not share.waiting:  # without a checkpoint, for nearly every request
+                    share.free -= 1
+                else:
+                    await share.wait()
+                turn.taken += 1
+        except BaseException:
+            turn.release()
+            raise
+        return turn
+
+    def _share(self, key: object, most: int) -> _Share:
+        share = self._shares.get(key)
+        if share is None:
+            share = self._shares[key] = _Share(most)
+        share.users += 1
+        return share
+
+    def _drop(self, key: object) -> None:
+        share = self._shares[key]
+        share.users -= 1
+        if not share.users:
+            del self._shares[key]
 
     def record_failure(self, address: SocketAddress) -> None:
         """Note that a dial was refused or timed out."""
@@ -78,12 +77,56 @@ class DialLimits:
         return trio.current_time() < failures.refused_until
 
 
+class Turn:
+    """The right to dial, in the shares that it counts against."""
+
+    __slots__ = ("_keys", "_limits", "shares", "taken")
+
+    def __init__(self, limits: DialLimits, keys: tuple[object, object]) -> None:
+        self._limits = limits
+        self._keys = keys
+        self.shares = (
+            limits._share(keys[0], MAX_PENDING_DIALS_OF_PEER_TO_ADDRESS),
+            limits._share(keys[1], MAX_PENDING_DIALS_OF_PEER),
+            limits._all,
+        )
+        self.taken = 0
+
+    def release(self) -> None:
+        """Let the next one dial; once."""
+        for share in self.shares[: self.taken]:
+            share.give_back()
+        for key in self._keys:
+            self._limits._drop(key)
+
+
 class _Share:
     """What pending dials of one kind have in common, while there are any."""
 
+    __slots__ = ("free", "users", "waiting")
+
     def __init__(self, most: int) -> None:
-        self.semaphore = trio.Semaphore(most)
+        self.free = most
         self.users = 0
+        self.waiting: OrderedDict[trio.Event, None] = OrderedDict()
+
+    async def wait(self) -> None:
+        turn = trio.Event()
+        self.waiting[turn] = None
+        try:
+            await turn.wait()
+        except BaseException:
+            if turn.is_set():  # handed over, and cancelled in the same moment
+                self.give_back()
+            else:
+                del self.waiting[turn]
+            raise
+
+    def give_back(self) -> None:
+        if self.waiting:
+            self.waiting.popitem(last=False)[0].set()
+        else:
+            self.free += 1
 
 
 class _Failures:
@@ -101,10 +144,3 @@ class _Failures:
         if self._count >= MAX_FAILURES:
             self.refused_until = now + FAILURE_WINDOW
             self._count = 0
-
-
-async def _acquire(semaphore: trio.Semaphore) -> None:
-    try:
-        semaphore.acquire_nowait()  # a checkpoint less for nearly every request
-    except trio.WouldBlock:
-        await semaphore.acquire()

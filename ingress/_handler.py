@@ -17,7 +17,7 @@ from attrs import field, frozen
 from ._admission import Admission, Slot
 from ._context import Ending, OpenRequests, RequestContext
 from ._dial_guard import DialGuard, DialTarget
-from ._dialback import DEFAULT_CLOSE_WAIT, DEFAULT_CONNECT_TIMEOUT, open_dial_back
+from ._dialback import DEFAULT_CLOSE_WAIT, DEFAULT_CONNECT_TIMEOUT, DialBack
 from ._engine import as_async_generator, close_engine
 from ._failures import describe_failure, error_event_of, is_cancellation
 from ._logging import log_request_completed, log_request_received, request_scope
@@ -207,7 +207,7 @@ class PushHandler:
             admitted.slot.release()
 
     async def _handle(self, admitted: AdmittedPush, context: RequestContext) -> None:
-        async with open_dial_back(
+        async with DialBack(
             self._network,
             context,
             self._dial_guard,

@@ -10,7 +10,7 @@ from attrs import frozen
 
 from ._context import RequestContext
 from ._dial_guard import DialGuard, DialTarget
-from ._dialback import open_dial_back
+from ._dialback import DialBack
 from ._pump import DEFAULT_WRITE_STALL_TIMEOUT
 from ._response import Response
 from ._text import printable
@@ -70,7 +70,7 @@ class LegacyTeller:
         """Dial back, send the error prologue and the sentinel. Raises nothing but cancellation."""
         context = RequestContext(request_id=refusal.control.id, endpoint=_ENDPOINT_OF_NOBODY, metadata={}, headers={})
         try:
-            async with open_dial_back(self._network, context, self._dial_guard, refusal.push) as dial_back:
+            async with DialBack(self._network, context, self._dial_guard, refusal.push) as dial_back:
                 response = Response(
                     dial_back,
                     context,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -104,15 +103,38 @@ async def test_d05_dials_that_succeed_are_never_limited() -> None:
 
 async def test_a_turn_is_given_back_when_its_waiter_has_gone() -> None:
     limits = DialLimits()
-    async with AsyncExitStack() as pending:
-        for number in range(256):
-            await pending.enter_async_context(limits.turn(f"peer {number % 8}", number % 2))
-        for peer in ("peer 1", "another"):
-            with trio.move_on_after(0):
-                async with limits.turn(peer, 0):
-                    raise AssertionError("there was no turn to have")
-    async with limits.turn("another", 0):
-        pass
+    turns = [await limits.take_turn(f"peer {number % 8}", number % 2) for number in range(256)]
+    for peer in ("peer 1", "another"):
+        with trio.move_on_after(0) as scope:
+            await limits.take_turn(peer, 0)
+        assert scope.cancelled_caught
+    for turn in turns:
+        turn.release()
+    (await limits.take_turn("another", 0)).release()
+    assert not limits._shares
+    assert limits._all.free == 256
+
+
+async def test_who_waits_for_a_turn_gets_it_in_order(autojump_clock: MockClock) -> None:
+    limits = DialLimits()
+    done: list[int] = []
+
+    async def dial(number: int) -> None:
+        turn = await limits.take_turn("peer", "address")
+        await trio.sleep(1)
+        done.append(number)
+        turn.release()
+
+    async with trio.open_nursery() as nursery:
+        for number in range(100):
+            nursery.start_soon(dial, number)
+            await wait_all_tasks_blocked(0.001)
+    # Within a batch the scheduler decides.
+    assert [set(done[:48]), set(done[48:96]), set(done[96:])] == [
+        set(range(48)),
+        set(range(48, 96)),
+        set(range(96, 100)),
+    ]
     assert not limits._shares
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import trio
 
-from .._network import join_host_port, routable_host
+from .._network import close_now, join_host_port, routable_host
 from .._tallies import Tallies
 from .._text import RateLimitedLogger
 from ..abc import Network, Push, PushReceiver, RequestPlane
@@ -161,8 +161,7 @@ class TcpRequestPlane(RequestPlane):
             logger.exception("request connection from %s: internal error", peer_host)
         finally:
             self._tallies.connections_open -= 1
-            with trio.CancelScope(shield=True):
-                await trio.aclose_forcefully(stream)
+            await close_now(stream)
 
     async def _converse(self, stream: trio.abc.Stream, receive: PushReceiver, peer_host: str | None) -> None:
         decoder = RequestFrameDecoder(max_frame_size=self._max_frame_size)
