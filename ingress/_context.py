@@ -5,10 +5,13 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 
 import trio
 
+from ._tracing import RequestSpan
 from .wire.records import EndpointId
+from .wire.trace_context import TraceContext
 
 
 class Ending(enum.Enum):
@@ -34,12 +37,15 @@ class RequestContext:
         endpoint: EndpointId,
         metadata: Mapping[str, str],
         headers: Mapping[str, str],
+        trace: TraceContext | None = None,
+        span: RequestSpan | None = None,
         stop_grace: float = 0.0,
     ) -> None:
         self.id = request_id
         self.endpoint = endpoint
         self.metadata = metadata
-        self.headers = headers
+        self.headers: Mapping[str, str] = MappingProxyType(dict(headers))
+        self.span = span
         self.scope = trio.CancelScope()
         self.ending: Ending | None = None
         """The first reason to end; a kill after a stop changes nothing but ``is_killed``."""
@@ -49,10 +55,22 @@ class RequestContext:
         """Buffers and sends the orderly end of an open response stream; set by whoever opened it."""
         self._stop_grace = stop_grace
         self._ended: trio.Event | None = None
+        self._trace = trace if span is None else span.trace
 
     def __repr__(self) -> str:
         state = self.ending.value if self.ending else "running"
         return f"<Context {self.id!r} of {self.endpoint}: {state}>"
+
+    @property
+    def trace_id(self) -> str | None:
+        return None if self._trace is None else self._trace.trace_id
+
+    @property
+    def span_id(self) -> str | None:
+        return None if self._trace is None else self._trace.span_id
+
+    def trace_headers(self) -> dict[str, str]:
+        return {} if self._trace is None else self._trace.headers()
 
     @property
     def is_stopped(self) -> bool:

@@ -24,6 +24,7 @@ from ._logging import log_request_completed, log_request_received, request_scope
 from ._pump import DEFAULT_WRITE_STALL_TIMEOUT, pump_response_stream
 from ._response import Response
 from ._text import RateLimitedLogger, printable
+from ._tracing import EndpointTracer, RequestEnd, RequestStart, end_span, start_span
 from .abc import Engine, IngressDispatch, Network, Push
 from .errors import (
     DeserializationError,
@@ -38,6 +39,7 @@ from .errors import (
 from .metrics import RequestGuard, WorkHandlerMetrics, cancelled_by
 from .wire.messages import ConnectionInfo, RequestControlMessage
 from .wire.records import EndpointId
+from .wire.trace_context import read_trace_context
 
 logger = logging.getLogger("ingress.handler")
 request_logger = logging.getLogger("ingress.request")
@@ -112,6 +114,7 @@ class PushHandler:
         admission: Admission,
         dial_guard: DialGuard,
         open_requests: OpenRequests | None = None,
+        tracer: EndpointTracer | None = None,
         connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
         write_stall_timeout: float = DEFAULT_WRITE_STALL_TIMEOUT,
         close_wait: float = DEFAULT_CLOSE_WAIT,
@@ -122,6 +125,7 @@ class PushHandler:
         self.metrics = metrics
         self.open_requests = OpenRequests() if open_requests is None else open_requests
         self._engine = engine
+        self._tracer = tracer
         self._shapes = [shape for shape in shapes if shape.can_serve(engine)]
         if not self._shapes:
             names = ", ".join(type(shape).__name__ for shape in shapes) or "none"
@@ -180,16 +184,10 @@ class PushHandler:
     async def handle_payload(self, admitted: AdmittedPush) -> None:
         """Answer one admitted push. Raises nothing but cancellation, and frees whatever it took."""
         control = admitted.control
-        context = RequestContext(
-            request_id=control.id,
-            endpoint=self.endpoint_id,
-            metadata=control.metadata or {},
-            headers=admitted.push.headers,
-            stop_grace=self._stop_grace,
-        )
+        context = self._context_of(admitted)
         self.open_requests.add(context)
         try:
-            with request_scope(control.id, admitted.push.headers):
+            with request_scope(control.id, context.trace_id, context.span_id):
                 log_request_received(
                     request_logger,
                     endpoint=self.endpoint_id,
@@ -203,8 +201,25 @@ class PushHandler:
                 raise
             logger.exception("request %s of %s: internal error", printable(control.id), self.endpoint_id)
         finally:
+            end_span(context.span, RequestEnd(outcome="failed", reason="internal"))  # nothing, where it has ended
             self.open_requests.discard(context)
             admitted.slot.release()
+
+    def _context_of(self, admitted: AdmittedPush) -> RequestContext:
+        control, push = admitted.control, admitted.push
+        parent = read_trace_context(push.headers)
+        start = RequestStart(
+            control.id, control.codec_name, len(push.payload), parent, push.headers.get("x-request-id")
+        )
+        return RequestContext(
+            request_id=control.id,
+            endpoint=self.endpoint_id,
+            metadata=control.metadata or {},
+            headers=push.headers,
+            trace=parent,
+            span=start_span(self._tracer, start),
+            stop_grace=self._stop_grace,
+        )
 
     async def _handle(self, admitted: AdmittedPush, context: RequestContext) -> None:
         async with DialBack(
@@ -377,6 +392,7 @@ class PushHandler:
         elif not response.is_whole:
             outcome, reason = "failed", "internal"
         self.metrics.count_outcome(outcome, reason)
+        seconds = trio.current_time() - guard.started
         log_request_completed(
             request_logger,
             endpoint=self.endpoint_id,
@@ -385,9 +401,14 @@ class PushHandler:
             reason=reason,
             chunks=response.progress.chunks,
             size=response.sender.body_bytes,
-            seconds=trio.current_time() - guard.started,
+            seconds=seconds,
             cancelled_by=reason if outcome == "cancelled" else None,
         )
+        if context.span is not None:
+            chunks, first_at = response.progress.chunks, response.progress.first_flush_at
+            first = None if not chunks else seconds if first_at is None else first_at - guard.started
+            end_span(context.span, RequestEnd(outcome, reason, chunks, response.sender.body_bytes, first))
+            context.span = None
 
     def _count(self, error: IngressError) -> None:
         if error.error_type is not None:

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import IO, Any
 
+from ._log_repeats import RepeatFilter
 from ._log_writer import LineWriter
 from ._text import printable
 
@@ -39,6 +40,9 @@ LEVELS = {
 
 MAX_LINE = 1024
 
+# They repeat themselves for as long as what they talk to is away.
+_REPETITIVE_LIBRARIES = ("opentelemetry", "urllib3")
+
 # Of a traceback its last lines, where the failure is.
 MAX_TRACEBACK_LINES = 40
 _MAX_TRACEBACK_WIDTH = 200
@@ -46,7 +50,6 @@ _MAX_TRACEBACK_WIDTH = 200
 _LEVEL_NAMES = {TRACE: "TRACE", logging.WARNING: "WARN", logging.CRITICAL: "ERROR"}
 _LEVEL_COLORS = {"TRACE": "2", "DEBUG": "34", "INFO": "32", "WARN": "33", "ERROR": "31"}
 
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
 _MODULE = re.compile(r"[\w.:-]+", re.ASCII)
 
 
@@ -99,6 +102,7 @@ def set_up_logging(
     general, modules = parse_filters(environ.get("DYN_LOG", "")) if filters is None else filters
     logging.addLevelName(TRACE, "TRACE")
     writer = LineWriter(stream)
+    writer.addFilter(RepeatFilter(writer, _REPETITIVE_LIBRARIES))
     if is_true(environ.get("DYN_LOGGING_JSONL", "")):
         writer.setFormatter(JsonFormatter())
     else:
@@ -128,10 +132,12 @@ _request_ids: contextvars.ContextVar[Mapping[str, str] | None] = contextvars.Con
 
 
 @contextlib.contextmanager
-def request_scope(request_id: str, headers: Mapping[str, str]) -> Iterator[None]:
-    """Let every line that is logged inside, also from the engine and its threads, carry the ids of the request."""
-    found = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
-    ids = {"trace_id": found[1], "span_id": found[2]} if found else {}
+def request_scope(request_id: str, trace_id: str | None = None, span_id: str | None = None) -> Iterator[None]:
+    """Let every line that is logged inside, also from the engine and its threads, carry the ids of the request.
+
+    As JSON all of them, as text the trace, where there is one.
+    """
+    ids = {"trace_id": trace_id, "span_id": span_id} if trace_id is not None and span_id is not None else {}
     token = _request_ids.set({"request_id": request_id, **ids})
     try:
         yield
@@ -192,7 +198,9 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         level = _level_of(record)
         head = f"{_time_of(record, is_local=self._is_local_time)} {level:>5} {printable(record.name, 100)}: "
-        fields = " ".join(f"{key}={_shown(value)}" for key, value in _fields_of(record).items())
+        ids = _request_ids.get() or {}
+        shown = {**_fields_of(record), **({"trace_id": ids["trace_id"]} if "trace_id" in ids else {})}
+        fields = " ".join(f"{key}={_shown(value)}" for key, value in shown.items())
         message = printable(record.getMessage(), max(64, MAX_LINE - len(head) - len(fields) - 32))
         line = _clipped(head + (f"{message} {fields}" if fields else message))
         if self._is_colored:

@@ -170,11 +170,13 @@ class ResponseWriter:
 class PumpProgress:
     """What a pump has done so far; readable while it runs."""
 
-    __slots__ = ("chunks", "error_chunks")
+    __slots__ = ("chunks", "error_chunks", "first_flush_at")
 
     def __init__(self) -> None:
         self.chunks = 0
         self.error_chunks = 0
+        self.first_flush_at: float | None = None
+        """When the first chunk was given to the socket, in the loop's time."""
 
 
 @types.coroutine
@@ -206,6 +208,8 @@ def pump_response_stream(
         nonlocal reported, counted
         writer.flush()
         if progress.chunks > counted:
+            if not counted:
+                progress.first_flush_at = trio.current_time()
             writer.meter.record_chunks(progress.chunks - counted)
             counted = progress.chunks
         if progress.chunks - progress.error_chunks > reported:

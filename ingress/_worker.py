@@ -28,6 +28,7 @@ from ._network import TcpNetwork
 from ._plugins import load_shapes
 from ._tallies import Tallies
 from ._text import RateLimitedLogger, printable
+from ._tracing import Tracer
 from ._version import __version__
 from .abc import Discovery, Engine, IngressDispatch, Network, Push
 from .errors import IngressError, StartupError, Unavailable
@@ -92,6 +93,7 @@ class Worker:
         drain_budget: float = DEFAULT_DRAIN_BUDGET,
         instance_id: int | None = None,
         status: StatusOptions | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         if not endpoints:
             raise StartupError("a worker needs at least one endpoint")
@@ -149,6 +151,7 @@ class Worker:
                 open_requests=self.open_requests,
                 dial_guard=dial_guard,
                 stop_grace=stop_grace,
+                tracer=None if tracer is None else tracer.endpoint(endpoint_id, self.instance_id),
             )
             for endpoint_id, engine in engines.items()
         }

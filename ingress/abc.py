@@ -68,7 +68,21 @@ class Context(Protocol):
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The request headers: ``traceparent``, ``tracestate``, ``request-id`` where the caller sent them."""
+        """The request headers as they came; read-only. For the trace among them use :meth:`trace_headers`."""
+
+    @property
+    def trace_id(self) -> str | None:
+        """The trace that the request belongs to, 32 hexadecimal digits; None where the caller named none.
+
+        With an exporting tracer every request belongs to one.
+        """
+
+    @property
+    def span_id(self) -> str | None:
+        """The span that onward calls belong under: the request's own where spans are exported, else the caller's."""
+
+    def trace_headers(self) -> dict[str, str]:
+        """Return valid ``traceparent`` and ``tracestate`` headers for onward calls; empty where there is no trace."""
 
     @property
     def is_stopped(self) -> bool:

@@ -187,7 +187,7 @@ def test_o01_a_traceback_is_indented_so_that_an_exceptions_text_cannot_forge_a_l
 
 def test_a_json_line_has_time_level_target_message_the_requests_ids_and_fields() -> None:
     trace, span = "ab" * 16, "cd" * 8
-    with request_scope("r-1", {"traceparent": f"00-{trace}-{span}-01"}):
+    with request_scope("r-1", trace, span):
         record = record_of(
             "hello %s", "you", level=logging.WARNING, fields={"chunks": 3, "ms": 1.5, "who": b"x", "message": 0}
         )
@@ -209,11 +209,11 @@ def test_a_json_line_has_time_level_target_message_the_requests_ids_and_fields()
     assert (fields["chunks"], fields["ms"], fields["who"]) == (3, 1.5, "b'x'")
 
 
-@pytest.mark.parametrize(
-    "header", ["", "junk", "00-xyz", f"00-{'AB' * 16}-{'cd' * 8}-01", f"00-{'ab' * 16}-{'cd' * 8}-01\n"]
-)
-def test_an_odd_traceparent_is_left_out(header: str) -> None:
-    with request_scope("r", {"traceparent": header}):
+def test_a_text_line_names_the_trace_where_there_is_one() -> None:
+    with request_scope("r", "ab" * 16, "cd" * 8):
+        assert text(record_of("m", fields={"a": 1})).endswith(f": m a=1 trace_id={'ab' * 16}")
+    with request_scope("r"):
+        assert text(record_of("m")).endswith(": m")
         assert "trace_id" not in json.loads(JsonFormatter().format(record_of("m")))
 
 
@@ -225,7 +225,7 @@ async def test_ids_follow_the_requests_task_into_its_threads_and_stay_out_of_oth
         seen[who] = json.loads(formatter.format(record_of("m"))).get("request_id")
 
     async def request(name: str) -> None:
-        with request_scope(name, {}):
+        with request_scope(name):
             await trio.lowlevel.checkpoint()
             await trio.to_thread.run_sync(note, f"thread of {name}")
             note(name)
@@ -254,7 +254,7 @@ def test_numbers_that_json_does_not_have_are_texts() -> None:
 def test_o01_no_text_breaks_a_line_or_makes_it_longer_than_a_kibibyte(message: str, value: str, name: str) -> None:
     record = record_of("%s", message, fields={"value": value, "n": 1})
     record.name = name
-    with request_scope(value, {}):
+    with request_scope(value):
         as_text, as_json = text(record), JsonFormatter().format(record)
     for line in (as_text, as_json):
         assert len(line.encode()) <= MAX_LINE

@@ -18,6 +18,7 @@ from ._screen import make_console
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from .._log_writer import LineWriter
     from ..abc import Discovery
 
 OUTPUT = Group("Output", sort_key=20)
@@ -68,9 +69,9 @@ class OutputOptions:
     def stderr(self) -> Console:
         return make_console(sys.stderr, self.color)
 
-    def set_up_logging(self, level: int = logging.WARNING) -> None:
+    def set_up_logging(self, level: int = logging.WARNING) -> LineWriter:
         """Log to stderr, at ``level`` where neither the flags nor ``DYN_LOG`` say anything."""
-        set_up_logging(
+        return set_up_logging(
             os.environ, sys.stderr, verbosity=-1 if self.quiet else self.verbose, level=level, color=self.color
         )
 

@@ -21,6 +21,7 @@ from ._options import DEFAULT_DISCOVERY, DEFAULT_OUTPUT, DiscoveryOptions, Outpu
 from ._screen import Row, call_command, command_lines, print_card, short_path
 from ._status_options import DEFAULT_STATUS, StatusFlags
 from ._targets import Target, resolve_target
+from ._trace_options import DEFAULT_TRACES, TraceFlags
 from ._worker_options import DEFAULT_WORKER, WorkerOptions
 
 logger = logging.getLogger("ingress.cli")
@@ -33,6 +34,7 @@ def serve(
     endpoint: Annotated[list[str] | None, Parameter(negative=())] = None,
     worker: WorkerOptions = DEFAULT_WORKER,
     status: StatusFlags = DEFAULT_STATUS,
+    traces: TraceFlags = DEFAULT_TRACES,
     discovery: DiscoveryOptions = DEFAULT_DISCOVERY,
     output: OutputOptions = DEFAULT_OUTPUT,
 ) -> int:
@@ -47,17 +49,32 @@ def serve(
     endpoint
         namespace.component.endpoint of the first target, of the second, and so on. A single target has a default.
     """
-    output.set_up_logging(logging.INFO)
+    log_writer = output.set_up_logging(logging.INFO)
     endpoints = pair_endpoints(targets, endpoint or [], worker.namespace)
     served = {name: resolve_target(text) for name, text in zip(endpoints, targets, strict=True)}
-    made = make_worker(
-        {name: target.engine for name, target in served.items()},
-        discovery=discovery.open(),
-        status=status.options(endpoints, worker.namespace),
+    options = {
+        "discovery": discovery.open(),
+        "status": status.options(endpoints, worker.namespace),
         **worker.keywords(served),
-    )
+    }
     _warn_of_open_doors(worker, status)
+    # Outside the event loop: the last spans hold up nothing but the end of the process, and that not for long.
+    with traces.tracer() as tracer:
+        made = make_worker({name: target.engine for name, target in served.items()}, tracer=tracer, **options)
+        made.metrics.log_lines_dropped = lambda: log_writer.dropped
+        code = _run(made, served, worker, discovery, output)
+    logger.info("stopped: %s", _ending(made, code))
+    return code
 
+
+def _run(
+    made: Worker,
+    served: dict[str, Target],
+    worker: WorkerOptions,
+    discovery: DiscoveryOptions,
+    output: OutputOptions,
+) -> int:
+    """Serve until told to stop; return the exit code."""
     is_started = False
 
     def on_started(started: Worker) -> None:
@@ -71,7 +88,7 @@ def serve(
                 _show_card(started, served, worker, discovery, output)
 
     try:
-        code = trio.run(serve_until_signalled, made, on_started)
+        return trio.run(serve_until_signalled, made, on_started)
     except IngressError:
         raise
     except Exception as exc:
@@ -82,8 +99,6 @@ def serve(
             "the same command with -v shows where",
             exit_code=EXIT_FAILED if is_started else EXIT_STARTUP,
         ) from exc
-    logger.info("stopped: %s", _ending(made, code))
-    return code
 
 
 def pair_endpoints(targets: Sequence[str], endpoints: Sequence[str], namespace: str) -> list[str]:
