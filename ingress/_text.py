@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import unicodedata
 
@@ -28,25 +29,53 @@ def _is_harmless(character: str) -> bool:
 
 
 class RateLimitedLogger:
-    """Logs at most ``per_second`` lines a second for each reason, and says how many it left out.
+    """Logs at most ``per_second`` lines a second for each reason, and at the end of the second how many it left out.
 
-    For one event loop; reasons are fixed strings of the code, so the table is small.
+    Called from tasks of an event loop; reasons are fixed strings of the code, so the table is small.
     """
 
     def __init__(self, logger: logging.Logger, per_second: int = 10) -> None:
         self._logger = logger
         self._per_second = per_second
-        self._windows: dict[str, list[float]] = {}
+        self._windows: dict[str, _Window] = {}
 
     def log(self, level: int, reason: str, message: str, *arguments: object) -> None:
         now = trio.current_time()
-        window = self._windows.setdefault(reason, [now, 0.0, 0.0])
-        if not 0.0 <= now - window[0] < 1.0:  # a loop's clock may start below that of the loop before
-            if window[2]:
-                self._logger.log(level, "%s: %d more", reason, int(window[2]))
-            window[:] = [now, 0.0, 0.0]
-        if window[1] < self._per_second:
-            window[1] += 1
+        window = self._windows.get(reason)
+        if window is None or not 0.0 <= now - window.start < 1.0:  # a loop's clock may start below the one before
+            if window is not None:
+                window.tell()
+            window = self._windows[reason] = _Window(self._logger, level, reason, now)
+        if window.shown < self._per_second:
+            window.shown += 1
             self._logger.log(level, message, *arguments)
-        else:
-            window[2] += 1
+            return
+        window.left_out += 1
+        if window.left_out == 1:
+            # Of no request, and without a nursery: whoever logs has none. It ends with the second, or with the loop;
+            # where that is ending already, the next line tells.
+            with contextlib.suppress(RuntimeError):
+                trio.lowlevel.spawn_system_task(window.tell_at_its_end)
+
+
+class _Window:
+    """One second of one reason."""
+
+    def __init__(self, logger: logging.Logger, level: int, reason: str, start: float) -> None:
+        self.start = start
+        self.shown = 0
+        self.left_out = 0
+        self._logger = logger
+        self._level = level
+        self._reason = reason
+
+    async def tell_at_its_end(self) -> None:
+        try:
+            await trio.sleep_until(self.start + 1.0)
+        finally:
+            self.tell()
+
+    def tell(self) -> None:
+        if self.left_out:
+            self._logger.log(self._level, "%s: %d more", self._reason, self.left_out)
+            self.left_out = 0

@@ -48,10 +48,38 @@ async def test_a_reason_is_logged_ten_times_a_second_and_then_counted(
         log.log(logging.WARNING, "flood", "flood %d", i)
     log.log(logging.WARNING, "other", "other")
     assert [record.getMessage() for record in caplog.records] == [f"flood {i}" for i in range(10)] + ["other"]
-    await trio.sleep(1)
     caplog.clear()
+    await trio.sleep(1.1)
+    assert [record.getMessage() for record in caplog.records] == ["flood: 90 more"], "also when no line follows"
     log.log(logging.WARNING, "flood", "again")
-    assert [record.getMessage() for record in caplog.records] == ["flood: 90 more", "again"]
+    assert caplog.records[-1].getMessage() == "again"
+    await trio.sleep(2)
+    assert len(caplog.records) == 2
+
+
+def test_what_was_left_out_is_told_when_the_loop_ends(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        log = RateLimitedLogger(logging.getLogger("test"), per_second=1)
+        for _ in range(4):
+            log.log(logging.WARNING, "flood", "line")
+
+    trio.run(run)
+    assert [record.getMessage() for record in caplog.records] == ["line", "flood: 3 more"]
+
+
+async def test_a_busy_logger_tells_each_second_once(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = RateLimitedLogger(logging.getLogger("test"), per_second=1)
+    for _ in range(30):
+        log.log(logging.WARNING, "flood", "line")
+        await trio.sleep(0.1)
+    await trio.sleep(2)
+    told = [record.getMessage() for record in caplog.records]
+    lines = told.count("line")
+    more = [int(text.split()[1]) for text in told if text.startswith("flood: ")]
+    assert lines + sum(more) == 30
+    assert lines == len(more) <= 4
 
 
 def test_a_logger_that_outlives_an_event_loop_is_not_silenced_by_its_clock(caplog: pytest.LogCaptureFixture) -> None:
@@ -65,4 +93,4 @@ def test_a_logger_that_outlives_an_event_loop_is_not_silenced_by_its_clock(caplo
     later.jump(1e9)
     trio.run(run, clock=later)
     trio.run(run, clock=MockClock())
-    assert [record.getMessage() for record in caplog.records] == ["line", "flood: 2 more", "line"]
+    assert [record.getMessage() for record in caplog.records] == ["line", "flood: 2 more"] * 2
