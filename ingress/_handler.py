@@ -20,7 +20,7 @@ from ._dial_guard import DialGuard, DialTarget
 from ._dialback import DEFAULT_CLOSE_WAIT, DEFAULT_CONNECT_TIMEOUT, DialBack
 from ._engine import as_async_generator, close_engine
 from ._failures import describe_failure, error_event_of, is_cancellation
-from ._logging import log_request_completed, log_request_received, request_scope
+from ._logging import TRACE, log_request_completed, log_request_received, request_scope
 from ._pump import DEFAULT_WRITE_STALL_TIMEOUT, pump_response_stream
 from ._response import Response
 from ._text import RateLimitedLogger, printable
@@ -375,7 +375,9 @@ class PushHandler:
             self.endpoint_id,
             describe_failure(failure),
         )
-        logger.debug("request %s: traceback", printable(context.id), exc_info=failure)
+        # The causes of our own errors quote what could not be read, and payloads stand on trace lines only.
+        level = TRACE if isinstance(failure, IngressError) else logging.DEBUG
+        logger.log(level, "request %s: traceback", printable(context.id), exc_info=failure)
 
     def _settle(self, context: RequestContext, response: Response, guard: RequestGuard) -> None:
         """Count and log how the request ended: at most one of cancellation, publish_response and publish_final."""

@@ -13,7 +13,7 @@ from collections.abc import Collection
 REPEAT_WINDOW = 60.0
 
 # Kinds of lines that are kept apart; those above it are let through.
-_MAX_KINDS = 100
+_MAX_KINDS = 20
 
 _Kind = tuple[str, int, str]
 
