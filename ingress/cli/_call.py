@@ -54,6 +54,7 @@ class CallOptions:
     endpoint: str
     request: Any
     metadata: dict[str, str]
+    headers: dict[str, str]
     instance_id: int | None
     stop_after: int | None
     wait: float
@@ -68,6 +69,7 @@ def call(
     *,
     data: Annotated[str, Parameter(name=["-d", "--data"], allow_leading_hyphen=True)] = "{}",
     metadata: Annotated[list[str] | None, Parameter(name=["-H", "--metadata"], negative=())] = None,
+    header: Annotated[list[str] | None, Parameter(negative=())] = None,
     direct: str | None = None,
     bidi: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     text: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
@@ -97,6 +99,8 @@ def call(
         The request: JSON, @FILE, or - for standard input.
     metadata
         KEY=VALUE that reaches the engine as context.metadata; repeatable.
+    header
+        KEY=VALUE among the request's headers, such as traceparent=00-…; repeatable.
     direct
         Call this instance and no other; ingress ls shows them.
     bidi
@@ -119,6 +123,7 @@ def call(
         endpoint=check_endpoint(endpoint, namespace),
         request=read_request(data),
         metadata=parse_pairs(metadata, "-H"),
+        headers=parse_pairs(header, "--header"),
         instance_id=None if direct is None else read_instance_id(direct),
         stop_after=stop_after,
         wait=wait,
@@ -174,6 +179,7 @@ def _open(client: Client, options: CallOptions) -> AbstractAsyncContextManager[R
         "routing": "round_robin" if options.instance_id is None else "direct",
         "instance_id": options.instance_id,
         "metadata": options.metadata,
+        "headers": options.headers,
     }
     if options.is_bidirectional:
         return open_conversation(client, options.endpoint, **how)
