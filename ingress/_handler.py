@@ -208,16 +208,18 @@ class PushHandler:
     def _context_of(self, admitted: AdmittedPush) -> RequestContext:
         control, push = admitted.control, admitted.push
         parent = read_trace_context(push.headers)
-        start = RequestStart(
-            control.id, control.codec_name, len(push.payload), parent, push.headers.get("x-request-id")
-        )
+        span = None
+        if self._tracer is not None:
+            of_frontend = push.headers.get("x-request-id")
+            start = RequestStart(control.id, control.codec_name, len(push.payload), parent, of_frontend)
+            span = start_span(self._tracer, start)
         return RequestContext(
             request_id=control.id,
             endpoint=self.endpoint_id,
             metadata=control.metadata or {},
             headers=push.headers,
             trace=parent,
-            span=start_span(self._tracer, start),
+            span=span,
             stop_grace=self._stop_grace,
         )
 

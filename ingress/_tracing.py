@@ -74,10 +74,8 @@ class Tracer(Protocol):
         """Return what traces the requests of one endpoint."""
 
 
-def start_span(tracer: EndpointTracer | None, start: RequestStart) -> RequestSpan | None:
-    """Begin a span where there is a tracer; one that fails costs the span and not the request."""
-    if tracer is None:
-        return None
+def start_span(tracer: EndpointTracer, start: RequestStart) -> RequestSpan | None:
+    """Begin a span; a tracer that fails costs the span and not the request."""
     try:
         return tracer.start_request(start)
     except Exception:
