@@ -11,6 +11,7 @@ RUN := $(VENV)/.runtime
 DEV := $(VENV)/.dev
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 PEERS := tests/interop/peers/install.py
+PROMETHEUS := tests/interop/peers/prometheus.py
 
 .PHONY: help
 help: ## show this
@@ -39,8 +40,9 @@ test: $(DEV) ## every test that needs no service; with a real 1.6.1 client where
 	@if $(BIN)/python $(PEERS) --if-available 1.6.1; then $(BIN)/python -m pytest tests/interop -m smoke; fi
 
 .PHONY: interop
-interop: $(DEV) ## real Dynamo clients and workers of every supported release
+interop: $(DEV) ## real Dynamo clients and workers of every supported release, and a real Prometheus
 	@$(BIN)/python $(PEERS)
+	@$(BIN)/python $(PROMETHEUS)
 	@$(BIN)/python -m tests.interop
 
 .PHONY: compatibility
