@@ -18,9 +18,12 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import trio
 
+import ingress
 from ingress import __version__
 from ingress.cli import main
+from ingress.discovery import FileDiscovery
 
 INGRESS = (sys.executable, "-m", "ingress")
 PATIENCE = 20.0
@@ -430,6 +433,20 @@ def test_json_logs_are_all_there_is_on_stderr(tmp_path: Path) -> None:
     assert records[0]["message"].startswith("serving demo.backend.generate on 127.0.0.1:")
     assert records[-1]["message"] == "stopped: drained, every request was answered"
     assert process.returncode == 0
+
+
+async def test_log_lines_that_nobody_reads_are_dropped_and_counted_and_hold_nothing_up(tmp_path: Path) -> None:
+    kv = tmp_path / "kv"
+    with serving("echo", "-v", "--grace", "0", "--status-port", "0", "--file-kv", str(kv), cwd=tmp_path) as worker:
+        (url,) = re.findall(r"status +(http://[\d.:]+)/health", "\n".join(worker.card))
+        dropped = re.compile(r"^ingress_log_lines_dropped_total (\d+)$", re.MULTILINE)
+        async with httpx2.AsyncClient() as http, ingress.open_client(discovery=FileDiscovery(kv)) as client:
+            await client.wait_for_instances("demo.backend.generate")
+            with trio.fail_after(PATIENCE):
+                while dropped.findall((await http.get(f"{url}/metrics")).text) in ([], ["0"]):
+                    for _ in range(100):
+                        async with client.stream("demo.backend.generate", "x") as responses:
+                            assert [item async for item in responses] == ["x"]
 
 
 @pytest.mark.parametrize("arguments", [("demo",), ("decode", "capture"), ("--help",)], ids=lambda value: value[0])
