@@ -11,7 +11,7 @@ from ingress.cli._app import make_app
 from ingress.cli._serve import serve
 
 # Read by the logging of every verb, and no flag's twin.
-LOGGING_VARIABLES = ("DYN_LOG", "DYN_LOGGING_JSONL", "DYN_LOG_USE_LOCAL_TZ")
+LOGGING_VARIABLES = ("DYN_LOG", "DYN_LOGGING_JSONL", "DYN_LOG_USE_LOCAL_TZ", "DYN_SDK_DISABLE_ANSI_LOGGING")
 
 
 @frozen
