@@ -36,7 +36,7 @@ from .errors import (
     ResponseStreamError,
     StartupError,
 )
-from .metrics import RequestGuard, WorkHandlerMetrics, cancelled_by
+from .metrics import ERROR_TYPES, OUTCOMES, RequestGuard, WorkHandlerMetrics, cancelled_by
 from .wire.messages import ConnectionInfo, RequestControlMessage
 from .wire.records import EndpointId
 from .wire.trace_context import read_trace_context
@@ -168,8 +168,8 @@ class PushHandler:
         except Exception as exc:
             # A shape's bug must not cost the connection its other acks, so it is refused like what cannot be read.
             error = exc if isinstance(exc, IngressError) else DeserializationError(f"shape failed: {exc!r}")
-            reason = "overloaded" if isinstance(error, Overloaded) else error.error_type or "deserialization"
-            self.metrics.count_outcome("refused", reason)
+            reason = "overloaded" if isinstance(error, Overloaded) else _error_type_of(error)
+            self.metrics.count_outcome("refused", reason if reason in OUTCOMES["refused"] else "deserialization")
             if not isinstance(error, Overloaded):  # that one has its own counter, and is no request of the handler's
                 with self.metrics.request_in_flight(len(push.payload)):
                     self._count(error)
@@ -283,7 +283,7 @@ class PushHandler:
             request = parsed.request
         except Exception as exc:  # also what a shape did not mean to raise: the caller is told all the same
             failure = exc
-            self._fail(response, context, exc, getattr(exc, "error_type", None) or "deserialization")
+            self._fail(response, context, exc, _error_type_of(exc))
         # 3. How long the push was on its way.
         self._observe_network_transit(admitted)
         # 4. Dial back.
@@ -416,7 +416,7 @@ class PushHandler:
 
     def _count(self, error: IngressError) -> None:
         if error.error_type is not None:
-            self.metrics.count_error(error.error_type)
+            self.metrics.count_error(_error_type_of(error))
 
     def _notify(self) -> None:
         if self._notify_health is not None:
@@ -432,3 +432,9 @@ class PushHandler:
             if isinstance(stamp, int) and 0 < stamp < 2**64:
                 self.metrics.observe_network_transit(stamp)
                 return
+
+
+def _error_type_of(failure: Exception) -> str:
+    """Return the label to count a shape's failure under; a third party's errors may have labels that nobody knows."""
+    label = getattr(failure, "error_type", None)
+    return label if label in ERROR_TYPES else "deserialization"

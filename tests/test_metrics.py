@@ -15,8 +15,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from trio.testing import MockClock
 
 from ingress._admission import Admission
+from ingress.errors import GenerateError, IngressError
 from ingress.metrics import ERROR_TYPES, WorkerMetrics
 from ingress.wire.records import EndpointId
+from shapes import HeaderAndData
 
 from .raw_caller import open_stage
 
@@ -215,3 +217,48 @@ async def test_time_to_first_response_and_duration_are_observed(autojump_clock: 
         assert stage.sample("dynamo_work_handler_time_to_first_response_seconds_count") == 1
         assert stage.sample("dynamo_work_handler_time_to_first_response_seconds_sum") == 0
         assert stage.sample("dynamo_work_handler_permit_wait_seconds_count") == 1
+
+
+class SurpriseError(IngressError):
+    """A third party's error with a label that no family has."""
+
+    error_type = "surprise"
+
+
+@pytest.mark.parametrize(
+    "error", [SurpriseError("x"), GenerateError("x"), KeyError("x")], ids=lambda e: type(e).__name__
+)
+@pytest.mark.parametrize("when", ["before the ack", "after the ack"])
+async def test_whatever_a_shape_raises_is_counted_under_one_of_the_known_labels(when: str, error: Exception) -> None:
+    class Failing(HeaderAndData):
+        def read_control(self, payload: bytes) -> Any:
+            if when == "before the ack" and b"bad" in payload:
+                raise error
+            return super().read_control(payload)
+
+        async def parse_and_build_request(self, payload: bytes, control: Any, dialer: Any) -> Any:
+            if when == "after the ack" and b"bad" in payload:
+                raise error
+            return await super().parse_and_build_request(payload, control, dialer)
+
+    async with open_stage(echo, shapes=[Failing()]) as stage:
+        ack = await stage.ask(stage.caller.payload("bad"))
+        if when == "before the ack":
+            assert ack.startswith("Server unavailable")
+        else:
+            assert ack == ""
+            said = await (await stage.caller.accept()).read_to_sentinel()
+            assert said.is_whole
+            assert len(said.errors) == 1
+        await stage.assert_alive()
+        known = isinstance(error, GenerateError)
+        assert stage.errors() == {"generate" if known else "deserialization": 1}
+        outcomes = {
+            (sample.labels["outcome"], sample.labels["reason"])
+            for family in stage.worker.metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == "ingress_outcome_total" and sample.value
+        }
+        refused = ("refused", "deserialization")
+        failed = ("failed", "generate" if known else "deserialization")
+        assert outcomes == {("completed", "ok"), refused if when == "before the ack" else failed}
