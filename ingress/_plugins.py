@@ -7,28 +7,63 @@ nobody else.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Literal
+import os
+import re
+from collections.abc import Iterator, Mapping
+from importlib.metadata import EntryPoint, distributions, entry_points
+from typing import Any, Literal, TypeVar
 
-from .abc import IngressDispatch
-from .errors import PluginError
+from .abc import Discovery, IngressDispatch, PlaneOptions, RequestPlane
+from .errors import PluginError, StartupError
 
 logger = logging.getLogger("ingress.plugins")
 
 GroupName = Literal["shapes", "engines", "discovery", "planes"]
+MadeT = TypeVar("MadeT")
+
 GROUPS: tuple[GroupName, ...] = ("shapes", "engines", "discovery", "planes")
 
 
 def installed(group: GroupName) -> list[EntryPoint]:
     """Return the entry points of a group, sorted by name and distribution; loads nothing."""
-    found = entry_points(group=f"ingress.{group}")
+    try:
+        found = list(entry_points(group=f"ingress.{group}"))
+    except Exception:  # one distribution's unreadable list hides everybody's
+        found = [point for point in _legible() if point.group == f"ingress.{group}"]
     return sorted(found, key=lambda point: (point.name, distribution_of(point)))
+
+
+def _legible() -> Iterator[EntryPoint]:
+    """Every entry point of the distributions whose lists can be read; the others are logged, once each."""
+    seen: set[str] = set()
+    for dist in distributions():
+        try:
+            name = re.sub(r"[-_.]+", "-", dist.name).lower()
+            if name not in seen:  # the first on the path is the one that is imported
+                yield from dist.entry_points
+            seen.add(name)
+        except Exception as exc:
+            place = str(getattr(dist, "_path", "a distribution"))
+            if place not in _told:
+                _told.add(place)
+                logger.error("left out: the entry points of %s cannot be read: %s: %s", place, type(exc).__name__, exc)
+
+
+_told: set[str] = set()
 
 
 def distribution_of(point: EntryPoint) -> str:
     """``name version`` of the distribution that declares the entry point."""
     return f"{point.dist.name} {point.dist.version}" if point.dist is not None else "unknown distribution"
+
+
+def duplicate_complaint(group: GroupName, name: str) -> str | None:
+    """Say who else claims the name, or None where one distribution does."""
+    points = claims(group, name)
+    if len(points) < 2:
+        return None
+    claimed_by = " and ".join(f"{distribution_of(point)} ({point.value})" for point in points)
+    return f"plug-in {name!r} in ingress.{group} is claimed by {claimed_by}; uninstall one"
 
 
 def claims(group: GroupName, name: str) -> list[EntryPoint]:
@@ -46,11 +81,11 @@ def load(group: GroupName, name: str) -> Any:
     """
     points = claims(group, name)
     if not points:
-        known = ", ".join(sorted({point.name for point in installed(group)})) or "none"
+        known = ", ".join(sorted({point.name for point in installed(group)}))
+        known = known or "none, so ingress-dispatch itself has to be installed anew"
         raise PluginError(f"no plug-in named {name!r} in ingress.{group}; installed: {known}")
-    if len(points) > 1:
-        claimed_by = " and ".join(f"{distribution_of(point)} ({point.value})" for point in points)
-        raise PluginError(f"plug-in {name!r} in ingress.{group} is claimed by {claimed_by}; uninstall one")
+    if (complaint := duplicate_complaint(group, name)) is not None:
+        raise PluginError(complaint)
     return load_point(points[0])
 
 
@@ -69,19 +104,30 @@ def load_point(point: EntryPoint) -> Any:
         ) from exc
 
 
+# -- shapes ----------------------------------------------------------------------------------------------------------
+
+
 def load_shape(name: str) -> IngressDispatch[Any]:
     """Load one shape and return an instance.
 
     Raises:
         PluginError: unknown, claimed by several distributions, broken, or no shape.
     """
-    shape = load("shapes", name)
+    return make_shape(load("shapes", name), _label("shapes", name))
+
+
+def make_shape(shape: Any, label: str) -> IngressDispatch[Any]:
+    """Return an instance of what an entry point in ``ingress.shapes`` names.
+
+    Raises:
+        PluginError: it is no shape, or cannot be made.
+    """
     if not (isinstance(shape, type) and issubclass(shape, IngressDispatch)):
-        raise PluginError(f"plug-in {name!r} in ingress.shapes is no IngressDispatch class: {shape!r}")
+        raise PluginError(f"{label} is no IngressDispatch class: {shape!r}")
     try:
         return shape()
     except Exception as exc:  # abstract, or in want of arguments
-        raise PluginError(f"plug-in {name!r} in ingress.shapes cannot be made: {type(exc).__name__}: {exc}") from exc
+        raise PluginError(f"{label} cannot be made: {type(exc).__name__}: {exc}") from exc
 
 
 def load_shapes() -> Iterator[IngressDispatch[Any]]:
@@ -102,3 +148,44 @@ def load_shapes() -> Iterator[IngressDispatch[Any]]:
             failures.append(str(exc))
     if len(failures) == len(names):
         raise PluginError("; ".join(failures) or "no shape is installed in ingress.shapes; is ingress-dispatch itself?")
+
+
+# -- discovery and planes --------------------------------------------------------------------------------------------
+
+
+def load_discovery(name: str, environ: Mapping[str, str] = os.environ) -> Discovery:
+    """Make the discovery of that name; see :data:`ingress.abc.DiscoveryFactory`.
+
+    Raises:
+        PluginError: unknown, claimed by several distributions, broken, or no discovery.
+        StartupError: the environment lacks something, as the plug-in says.
+    """
+    return _made("discovery", name, environ, Discovery)  # type: ignore[type-abstract]  # only to look at
+
+
+def load_plane(name: str, options: PlaneOptions) -> RequestPlane:
+    """Make the request plane of that name; see :data:`ingress.abc.PlaneFactory`.
+
+    Raises:
+        PluginError: unknown, claimed by several distributions, broken, or no request plane.
+        StartupError: the options do not do, as the plug-in says.
+    """
+    return _made("planes", name, options, RequestPlane)  # type: ignore[type-abstract]  # only to look at
+
+
+def _made(group: GroupName, name: str, given: object, kind: type[MadeT]) -> MadeT:
+    factory, label = load(group, name), _label(group, name)
+    try:
+        made = factory(given)
+    except StartupError:
+        raise
+    except Exception as exc:
+        raise PluginError(f"{label} cannot be made: {type(exc).__name__}: {exc}") from exc
+    if not isinstance(made, kind):
+        raise PluginError(f"{label} makes no {kind.__name__}: {made!r}")
+    return made
+
+
+def _label(group: GroupName, name: str) -> str:
+    distribution = distribution_of(claims(group, name)[0])
+    return f"plug-in {name!r} of {distribution} in ingress.{group}"

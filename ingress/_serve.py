@@ -37,7 +37,8 @@ def make_worker(
     Args:
         endpoint: ``namespace.component.endpoint`` of a single engine.
         options: the keyword arguments of :class:`Worker`; without ``discovery`` the file store that ``DYN_FILE_KV``
-            names.
+            names. ``discovery`` and ``plane`` are objects, or names of plug-ins; a plane that is an object has its own
+            idea of ``host``, ``port``, ``advertise`` and ``max_frame_size``.
 
     Raises:
         StartupError: an engine, a name or an option cannot be used.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import logging
 import math
+import os
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -25,12 +26,12 @@ from ._failures import refusal_text
 from ._handler import GOODBYE_TIMEOUT, PushHandler
 from ._legacy import LegacyTeller
 from ._network import TcpNetwork
-from ._plugins import load_shapes
+from ._plugins import load_discovery, load_plane, load_shapes
 from ._tallies import Tallies
 from ._text import RateLimitedLogger, printable
 from ._tracing import Tracer
 from ._version import __version__
-from .abc import Discovery, Engine, IngressDispatch, Network, Push
+from .abc import Discovery, Engine, IngressDispatch, Network, PlaneOptions, Push, RequestPlane
 from .errors import IngressError, StartupError, Unavailable
 from .metrics import WorkerMetrics
 from .planes.tcp import DEFAULT_FRAME_TIMEOUT, DEFAULT_HOST, TcpRequestPlane
@@ -49,6 +50,8 @@ DEFAULT_DRAIN_BUDGET = 25.0
 
 # At the very end, for callers that have their sentinel and are about to close.
 CLOSING_TIME = 1.0
+
+DEFAULT_PLANE = "tcp"
 
 EngineLike = Engine | Callable[..., Any] | Sequence[Engine | Callable[..., Any]]
 
@@ -72,7 +75,8 @@ class Worker:
         self,
         endpoints: Mapping[str, EngineLike],
         *,
-        discovery: Discovery,
+        discovery: Discovery | str,
+        plane: RequestPlane | str = DEFAULT_PLANE,
         network: Network | None = None,
         host: str = DEFAULT_HOST,
         port: int = 0,
@@ -106,21 +110,28 @@ class Worker:
         self.drain_budget = drain_budget
         self.admission = Admission(engine_request_limit, request_queue_limit)
         self.open_requests = OpenRequests()
-        self._tallies = Tallies()
-        self._discovery = discovery
+        self._discovery = load_discovery(discovery) if isinstance(discovery, str) else discovery
         self._network = TcpNetwork() if network is None else network
         self._shapes = list(load_shapes() if shapes is None else shapes)
-        self._plane = TcpRequestPlane(
-            self._network,
-            host=host,
-            port=port,
-            advertise=advertise,
-            max_frame_size=max_frame_size,
-            max_connections=max_connections,
-            frame_timeout=frame_timeout,
-            idle_timeout=idle_timeout,
-            tallies=self._tallies,
-        )
+        self.plane = plane if isinstance(plane, str) else type(plane).__name__
+        """The request plane's name."""
+        if isinstance(plane, str):
+            plane = load_plane(
+                plane,
+                PlaneOptions(
+                    self._network,
+                    host,
+                    port,
+                    advertise,
+                    max_frame_size,
+                    max_connections,
+                    frame_timeout,
+                    idle_timeout,
+                    os.environ,
+                ),
+            )
+        self._plane = plane
+        self._tallies = plane.tallies if isinstance(plane, TcpRequestPlane) else Tallies()
         self._own_addresses: list[tuple[str, int]] = []
         dial_guard = DialGuard(
             DialPolicy() if dial_policy is None else dial_policy, self._own_addresses, tallies=self._tallies
@@ -158,7 +169,7 @@ class Worker:
         self._engines = engines
         self.metrics.phases = [phase.value for phase in Phase]
         self.metrics.phase = lambda: self.phase.value
-        self.metrics.build_info = {"version": __version__, "codec": self.codec, "plane": "tcp"}
+        self.metrics.build_info = {"version": __version__, "codec": self.codec, "plane": self.plane}
         self.status = WorkerStatus(engines, self.metrics, status or StatusOptions(), details=self._details)
         for endpoint_id, notify in self.status.notifiers().items():
             self.handlers[endpoint_id].set_health_notifier(notify)
@@ -175,8 +186,8 @@ class Worker:
 
     @property
     def address(self) -> str:
-        """``host:port`` as callers are told; valid while serving."""
-        return self._plane.advertised_address
+        """Where callers are told to go, ``host:port`` on the TCP plane; valid while serving."""
+        return self._plane.address
 
     def records(self) -> list[InstanceRecord]:
         """The discovery records of this worker; valid while serving."""
@@ -223,7 +234,7 @@ class Worker:
             async with trio.open_nursery() as request_nursery:
                 self._start_request = request_nursery.start_soon
                 await plane_nursery.start(self._plane.serve, self._receive)
-                self._own_addresses.append(self._plane.bound_address)
+                self._own_addresses.extend(self._plane.own_addresses)
                 async with trio.open_nursery() as record_nursery:
                     await record_nursery.start(self._discovery.serve_records, self.records())
                     self.phase = Phase.SERVING

@@ -243,6 +243,48 @@ class RequestPlane(ABC):
     def transport(self, path: str) -> Mapping[str, str]:
         """Return the ``transport`` of a discovery record whose pushes shall carry ``path``; valid once started."""
 
+    @property
+    def address(self) -> str:
+        """Where callers reach it, for people to read; valid once started."""
+        return ""
+
+    @property
+    def own_addresses(self) -> Sequence[tuple[str, int]]:
+        """Hosts and ports it listens on, which nobody may have this worker dial; valid once started."""
+        return ()
+
+
+@frozen
+class PlaneOptions:
+    """What a worker tells the maker of a request plane, which takes from it what concerns it."""
+
+    network: Network = field(repr=False)
+    host: str
+    port: int
+    """0 picks one."""
+
+    advertise: str | None
+    """Host, or host:port, that callers are told; None where the plane shall find out."""
+
+    max_frame_size: int
+    """Bytes of the largest request."""
+
+    max_connections: int | None
+    """None where the plane shall find out."""
+
+    frame_timeout: float
+    """Seconds from a request's first byte to its last, beside what its size needs."""
+
+    idle_timeout: float
+    """Seconds a connection may rest between two requests."""
+
+    environ: Mapping[str, str] = field(repr=False)
+    """The process's environment, for whatever else it needs."""
+
+
+PlaneFactory = Callable[[PlaneOptions], RequestPlane]
+"""What an entry point in ``ingress.planes`` names: makes a plane, or raises StartupError. Opens nothing yet."""
+
 
 class InstanceView(Protocol):
     """A live view of who serves what; reading it costs no I/O."""
@@ -257,6 +299,14 @@ class InstanceView(Protocol):
 class Discovery(ABC):
     """Where workers are announced and found."""
 
+    is_shared: bool = True
+    """False where nobody outside this process finds what is announced."""
+
+    @property
+    def location(self) -> str:
+        """Where that is, for people to read: a directory, a URL without its password."""
+        return ""
+
     @abstractmethod
     async def serve_records(
         self, records: Sequence[InstanceRecord], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -270,3 +320,10 @@ class Discovery(ABC):
     @abstractmethod
     def open_view(self) -> AbstractAsyncContextManager[InstanceView]:
         """Watch for instances while inside; never removes or alters anything."""
+
+
+DiscoveryFactory = Callable[[Mapping[str, str]], Discovery]
+"""What an entry point in ``ingress.discovery`` names: makes a discovery from the environment, or raises StartupError.
+
+Opens nothing yet. Flags of the command arrive under the names of their variables: ``--file-kv`` as ``DYN_FILE_KV``.
+"""

@@ -171,9 +171,9 @@ class RemoteError(IngressError):
         return f"{self.error_class or self.kind}: {self.message}"
 
 
-class PluginError(IngressError):
-    """An entry point is unknown, broken or claimed twice; the text names the distributions."""
-
-
 class StartupError(IngressError):
     """The worker cannot start as configured: handler signature, port, name, engine. Exit code 3."""
+
+
+class PluginError(StartupError):
+    """An entry point is unknown, broken or claimed twice; the text names the distributions."""

@@ -179,8 +179,9 @@ def test_an_empty_variable_counts_as_absent(
 
 
 def test_the_file_store_is_named_only_where_another_terminal_must_be_told(tmp_path: Path) -> None:
-    assert DiscoveryOptions().file_kv_to_name is None
-    assert DiscoveryOptions(file_kv=tmp_path).file_kv_to_name == tmp_path
+    assert DiscoveryOptions().flags_to_repeat == []
+    assert DiscoveryOptions(file_kv=tmp_path).flags_to_repeat == [f"--file-kv {tmp_path}"]
+    assert DiscoveryOptions(discovery="acme").flags_to_repeat == ["--discovery acme"]
 
 
 def test_endpoints_are_completed_by_the_namespace() -> None:
@@ -229,7 +230,7 @@ def test_an_item_is_one_line_whatever_it_holds() -> None:
 def test_calling_nobody_says_who_is_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, lines = complaint(capsys, "call", "demo.backend.generate", "--file-kv", str(tmp_path / "kv"))
     assert code == 1
-    assert lines[:2] == ["error: nobody serves demo.backend.generate", f"  why: {tmp_path / 'kv'} knows no worker"]
+    assert lines[:2] == ["error: nobody serves demo.backend.generate", f"  why: file {tmp_path / 'kv'} knows no worker"]
 
 
 # -- ls, plugins, decode ----------------------------------------------------------------------------------------------
@@ -257,13 +258,27 @@ def test_ls_lists_records_as_a_table_and_as_json(capsys: pytest.CaptureFixture[s
     assert json.loads(capsys.readouterr().out)["instances"] == []
 
 
-def test_plugins_lists_the_built_in_ones_and_loads_them_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plugins", "--check", "--json"]) == 0
+def test_plugins_lists_the_built_in_ones_of_every_group_and_whether_they_load(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["plugins", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["schema"] == "ingress.plugins/1"
     names = {(each["group"], each["name"]) for each in document["plugins"]}
-    assert {("ingress.engines", "echo"), ("ingress.engines", "markov"), ("ingress.shapes", "header-and-data")} <= names
-    assert all(each["problem"] is None for each in document["plugins"])
+    assert names >= {
+        ("ingress.shapes", "header-and-data"),
+        ("ingress.shapes", "header-only"),
+        ("ingress.engines", "echo"),
+        ("ingress.discovery", "file"),
+        ("ingress.discovery", "mem"),
+        ("ingress.planes", "tcp"),
+    }
+    assert all(each["problem"] is None and each["loads"] is True for each in document["plugins"])
+    assert main(["plugins", "--no-check"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["group", "name", "target", "distribution", "version", "loads"]
+    tcp = ["planes", "tcp", "ingress.planes.tcp:tcp_request_plane", "ingress-dispatch", __version__, "?"]
+    assert tcp in lines
 
 
 def test_decode_prints_offsets_names_and_values(capsys: pytest.CaptureFixture[str]) -> None:

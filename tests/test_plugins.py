@@ -3,6 +3,7 @@ disturb nobody else."""
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Iterator
@@ -11,11 +12,24 @@ from typing import Any, get_args
 
 import pytest
 
+import ingress
 from ingress import _plugins
-from ingress._plugins import GROUPS, claims, distribution_of, installed, load, load_shape, load_shapes
+from ingress._network import TcpNetwork
+from ingress._plugins import (
+    GROUPS,
+    claims,
+    distribution_of,
+    installed,
+    load,
+    load_discovery,
+    load_shape,
+    load_shapes,
+)
 from ingress._worker import Worker
+from ingress.cli import main
 from ingress.discovery import MemoryDiscovery
-from ingress.errors import PluginError
+from ingress.errors import PluginError, StartupError
+from ingress.planes import TcpRequestPlane
 from ingress.testing import MemoryNetwork
 from shapes import HeaderAndData, HeaderOnly
 
@@ -72,7 +86,7 @@ def test_a_plug_in_of_any_group_is_loaded_by_name_and_not_before(site: Site, gro
 def test_an_unknown_name_is_told_with_those_that_are_known() -> None:
     with pytest.raises(PluginError, match=r"no plug-in named 'eco' in ingress.engines; installed: .*echo"):
         load("engines", "eco")
-    with pytest.raises(PluginError, match=r"no plug-in named 'x' in ingress.planes; installed: none"):
+    with pytest.raises(PluginError, match=r"no plug-in named 'x' in ingress.planes; installed: tcp"):
         load("planes", "x")
 
 
@@ -154,3 +168,159 @@ def test_without_any_shape_a_worker_cannot_start(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(_plugins, "installed", lambda group: [])
     with pytest.raises(PluginError, match="no shape is installed"):
         list(load_shapes())
+
+
+# -- discovery and planes --------------------------------------------------------------------------------------------
+
+# Both are small and real: a directory under a name of its own, and a plane whose pushes come over the TCP one's port
+# but whose records say otherwise.
+ACME = """
+from pathlib import Path
+from ingress import FileDiscovery
+from ingress.abc import RequestPlane
+from ingress.errors import StartupError
+from ingress.planes import TcpRequestPlane
+
+class Acme(FileDiscovery):
+    location = "acme://there"
+
+def discovery(environ):
+    if "ACME_DIRECTORY" not in environ:
+        raise StartupError("acme discovery needs a place: ACME_DIRECTORY is not set")
+    return Acme(Path(environ["ACME_DIRECTORY"]))
+
+def plane(options):
+    return Marked(TcpRequestPlane(options.network, host=options.host, port=options.port))
+
+class Marked(RequestPlane):
+    def __init__(self, inner): self.inner = inner
+    def transport(self, path): return {**self.inner.transport(path), "acme": "yes"}
+    async def serve(self, receive, *, task_status):
+        await self.inner.serve(receive, task_status=task_status)
+    address = property(lambda self: f"acme {self.inner.address}")
+    own_addresses = property(lambda self: self.inner.own_addresses)
+
+broken = 1 / 0 if "BROKEN" in __import__("os").environ else None
+nothing = lambda given: None
+"""
+
+ENTRY_POINTS = """
+[ingress.discovery]
+acme = acme_places:discovery
+acme-none = acme_places:nothing
+[ingress.planes]
+acme = acme_places:plane
+acme-none = acme_places:nothing
+"""
+
+
+async def words(request: Any) -> Any:
+    for word in request.split():
+        yield word
+
+
+async def call(discovery: ingress.Discovery) -> list[Any]:
+    async with (
+        ingress.open_client(discovery=discovery) as client,
+        client.stream("demo.backend.generate", "hello there") as responses,
+    ):
+        return [item async for item in responses]
+
+
+async def test_a_worker_takes_its_discovery_and_its_plane_by_name(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.install("acme", "1.0", ENTRY_POINTS, acme_places=ACME)
+    monkeypatch.setenv("ACME_DIRECTORY", str(tmp_path / "kv"))
+    async with ingress.serving(words, discovery="acme", plane="acme", linger=0.0) as worker:
+        discovery = ingress.FileDiscovery(tmp_path / "kv")
+        async with discovery.open_view() as view:
+            (record,) = view.instances()
+        assert record.transport["acme"] == "yes"
+        assert worker.address == f"acme {record.transport['tcp'].partition('/')[0]}"
+        assert worker.plane == "acme"
+        assert await call(discovery) == ["hello", "there"]
+        async with ingress.open_client(discovery="acme") as client:
+            assert client.instances() == (record,)
+
+
+async def test_a_plane_may_be_an_object(site: Site) -> None:
+    discovery = MemoryDiscovery()
+    plane = TcpRequestPlane(TcpNetwork())
+    async with ingress.serving(words, discovery=discovery, plane=plane, linger=0.0) as worker:
+        assert worker.plane == "TcpRequestPlane"
+        assert worker.address == plane.address
+        assert await call(discovery) == ["hello", "there"]
+
+
+def test_what_a_factory_does_wrong_is_told_with_its_distribution(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.install("acme", "1.0", ENTRY_POINTS, acme_places=ACME)
+    with pytest.raises(StartupError, match="acme discovery needs a place"):
+        load_discovery("acme", {})
+    with pytest.raises(PluginError, match=r"'acme-none' of acme 1.0 in ingress.discovery makes no Discovery: None"):
+        load_discovery("acme-none", {})
+    options: dict[str, Any] = {"discovery": MemoryDiscovery(), "network": MemoryNetwork()}
+    with pytest.raises(PluginError, match=r"'acme-none' of acme 1.0 in ingress.planes makes no RequestPlane: None"):
+        Worker({"demo.backend.generate": words}, plane="acme-none", **options)
+    with pytest.raises(
+        PluginError, match=r"no plug-in named 'nats' in ingress.planes; installed: acme, acme-none, tcp"
+    ):
+        Worker({"demo.backend.generate": words}, plane="nats", **options)
+
+
+def test_the_command_finds_workers_through_a_plug_in(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.install("acme", "1.0", ENTRY_POINTS, acme_places=ACME)
+    assert main(["ls", "--discovery", "acme"]) == 3
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        "error: acme discovery needs a place",
+        "  why: ACME_DIRECTORY is not set",
+    ]
+    monkeypatch.setenv("ACME_DIRECTORY", str(tmp_path / "kv"))
+    assert main(["ls", "--discovery", "acme", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["discovery"] == {"backend": "acme", "location": "acme://there"}
+    assert main(["call", "demo.backend.generate", "--discovery", "acme"]) == 1
+    assert "acme acme://there knows no worker" in capsys.readouterr().err
+    assert main(["serve", "echo", "--discovery", "acne"]) == 2
+    assert "--discovery acne cannot be used" in capsys.readouterr().err
+    assert main(["serve", "echo", "--discovery", "acme-none"]) == 3
+    assert "plug-in 'acme-none' of acme 1.0 in ingress.discovery makes no Discovery" in capsys.readouterr().err
+    assert main(["serve", "echo", "--plane", "acme-none", "--discovery", "mem"]) == 3
+    assert "plug-in 'acme-none' of acme 1.0 in ingress.planes makes no RequestPlane" in capsys.readouterr().err
+
+
+# -- what others' trouble does ---------------------------------------------------------------------------------------
+
+
+def test_a_list_of_entry_points_that_cannot_be_read_hides_nobody_elses(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.install("acme-bad", "0.1", "[ingress.shapes]\nthis is no entry point\n")
+    site.install("acme", "1.0", "[ingress.shapes]\nacme = acme_shape:Mine\n", acme_shape=SHAPE)
+    names = {type(shape).__name__ for shape in load_shapes()}
+    assert names == {"Mine", "HeaderAndData", "HeaderOnly"}
+    (record,) = caplog.records
+    assert "acme_bad-0.1.dist-info cannot be read" in record.getMessage()
+
+
+def test_plugins_tells_what_does_not_load_in_any_group_and_lists_the_others(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = "".join(f"[ingress.{group}]\nbad = acme_bad:thing\n" for group in GROUPS)
+    site.install("acme-bad", "0.1", lines, acme_bad="thing = 3")
+    site.install("acme-one", "1.0", "[ingress.planes]\nmine = acme_one:thing\n", acme_one="thing = print")
+    site.install("acme-two", "2.0", "[ingress.planes]\nmine = acme_one:thing\n")
+    assert main(["plugins", "--json"]) == 1
+    captured = capsys.readouterr()
+    found = {(each["group"], each["name"], each["distribution"]): each for each in json.loads(captured.out)["plugins"]}
+    for group in GROUPS:
+        bad = found[f"ingress.{group}", "bad", "acme-bad"]
+        assert (bad["version"], bad["loads"]) == ("0.1", False)
+        assert "acme-bad 0.1" in bad["problem"] and "3" in bad["problem"]
+    assert found["ingress.planes", "tcp", "ingress-dispatch"]["problem"] is None
+    for name in ("acme-one", "acme-two"):
+        mine = found["ingress.planes", "mine", name]
+        assert mine["loads"] is True
+        assert "is claimed by acme-one 1.0 (acme_one:thing) and acme-two 2.0 (acme_one:thing)" in mine["problem"]
+    assert captured.err.count("is claimed by") == 1

@@ -451,7 +451,7 @@ async def test_a_worker_bound_to_all_addresses_advertises_one_that_is_not_loopba
     for host in ("0.0.0.0", "::"):
         async with serve_plane(TcpNetwork(), host=host) as served:
             _, port = served.plane.bound_address
-            assert served.plane.advertised_address == f"10.9.8.7:{port}"
+            assert served.plane.address == f"10.9.8.7:{port}"
 
 
 async def test_the_addresses_of_a_plane_that_has_not_started_are_refused() -> None:

@@ -190,11 +190,12 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> CleanPython:
 
 
 def test_its_entry_points_are_found_there_and_not_here(clean: CleanPython, tmp_path: Path) -> None:
-    finished = clean.run("-m", "ingress", "plugins", "--check", "--json", cwd=tmp_path)
+    finished = clean.run("-m", "ingress", "plugins", "--json", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     found = {(each["group"], each["name"]): each for each in json.loads(finished.stdout)["plugins"]}
     for key in (("ingress.shapes", "acme-lines"), ("ingress.engines", "acme-shout")):
-        assert found[key]["distribution"] == "acme-ingress 1.0"
+        assert (found[key]["distribution"], found[key]["version"]) == ("acme-ingress", "1.0")
+        assert found[key]["loads"] is True
         assert found[key]["problem"] is None
     assert not [point for point in installed("shapes") if point.name == "acme-lines"]
     assert (clean.site / "acme_ingress.py").is_file()

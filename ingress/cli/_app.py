@@ -20,7 +20,7 @@ VERBS = {
     "serve": "Run engines as a worker until told to stop.",
     "call": "Send one request to a live worker and stream the answer.",
     "ls": "List the workers that discovery knows.",
-    "plugins": "List the shapes, engines and discoveries that are installed.",
+    "plugins": "List the shapes, engines, discoveries and planes that are installed.",
     "decode": "Explain captured bytes, field by field.",
     "check": "Put an engine or a shape through what a cluster may do to it.",
     "new": "Write a small project: an engine or a shape, with its tests.",

@@ -138,7 +138,7 @@ def call(
     async def run() -> None:
         with trio.move_on_after(timeout if timeout is not None else float("inf")) as scope:
             async with _cancelled_by_signal(forced), open_client(discovery=opened, host=options.call_home) as client:
-                await _call(client, options, tally, discovery)
+                await _call(client, options, tally, discovery.describe(opened))
         if scope.cancelled_caught and not forced:
             raise CommandError(
                 f"no whole answer within {timeout:g} s", f"{tally.items} items came", "a larger --timeout"
@@ -160,11 +160,11 @@ def call(
     return 128 + forced[0] if forced else EXIT_CLEAN
 
 
-async def _call(client: Client, options: CallOptions, tally: Tally, discovery: DiscoveryOptions) -> None:
+async def _call(client: Client, options: CallOptions, tally: Tally, place: str) -> None:
     if options.wait:
         await client.wait_for_instances(options.endpoint, timeout=options.wait)
     if not client.instances(options.endpoint):
-        raise _nobody(client, options.endpoint, discovery)
+        raise _nobody(client, options.endpoint, place)
     tally.began = trio.current_time()
     try:
         async with _open(client, options) as responses:
@@ -229,12 +229,12 @@ async def _cancelled_by_signal(forced: list[int]) -> AsyncIterator[None]:
 # -- failing ----------------------------------------------------------------------------------------------------------
 
 
-def _nobody(client: Client, endpoint: str, discovery: DiscoveryOptions) -> CommandError:
+def _nobody(client: Client, endpoint: str, place: str) -> CommandError:
     known = sorted({str(record.endpoint_id) for record in client.instances()})
     guess = nearest(endpoint, known)
     return CommandError(
         f"nobody serves {endpoint}",
-        f"{discovery.directory} knows {', '.join(known[:5]) if known else 'no worker'}",
+        f"{place} knows {', '.join(known[:5]) if known else 'no worker'}",
         f"ingress call {guess}" if guess else "ingress ls, --wait 10 for a worker on its way, or another --file-kv",
     )
 

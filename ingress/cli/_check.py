@@ -132,7 +132,7 @@ def _installed(name: str, kind: Kind | None) -> Subject:
     try:
         target = load_shape(name) if kinds[0] == "shape" else load("engines", name)
     except PluginError as exc:
-        raise _unusable(f"{kinds[0]} {name!r} cannot be used", str(exc), "ingress plugins --check") from exc
+        raise _unusable(f"{kinds[0]} {name!r} cannot be used", str(exc), "ingress plugins") from exc
     return Subject(kinds[0], name, target)
 
 

@@ -31,7 +31,7 @@ from ..errors import IngressError, StartupError
 from ._errors import EXIT_FAILED, CommandError, startup_error
 from ._figures import Ending, Figures
 from ._options import DEFAULT_OUTPUT, OutputOptions
-from ._screen import WrappingWriter, call_command, command_lines, print_card, program_name, short_path
+from ._screen import WrappingWriter, call_command, command_lines, print_card, program_name, shell_path, short_path
 
 DEFAULT_PROMPT = "why is the sky"
 
@@ -233,13 +233,13 @@ class Demonstration:
         name, request = program_name(), '{"prompt":"hello"}'
         if self._stays:
             self._console.print("Try next, in another terminal:", soft_wrap=True)
-            calling, where = call_command(DEFAULT_ENDPOINT, request, self._directory)
+            calling, where = call_command(DEFAULT_ENDPOINT, request, [f"--file-kv {shell_path(self._directory)}"])
             for command in ([f"{calling} --text", where], [f"{name} ls", where], [f"{name} serve --help"]):
                 self._console.print(Text(command_lines(self._console, command), style="cyan"), soft_wrap=True)
             self._console.print(Text("Ctrl-C once drains, twice quits.", style="dim"), soft_wrap=True)
             return
         self._console.print("Try next, in two terminals:", soft_wrap=True)
-        for line in (f"{name} serve markov", *call_command(DEFAULT_ENDPOINT, request, None)):
+        for line in (f"{name} serve markov", *call_command(DEFAULT_ENDPOINT, request)):
             self._console.print(Text(f"  {line}", style="cyan"), soft_wrap=True)
 
     def _tell(self, ending: Ending) -> None:

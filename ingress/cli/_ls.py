@@ -24,7 +24,6 @@ from ._options import (
     check_endpoint,
 )
 from ._payloads import print_document
-from ._screen import short_path
 
 SCHEMA = "ingress.ls/1"
 
@@ -49,20 +48,21 @@ def ls(
     """
     output.set_up_logging()
     wanted = None if endpoint is None else check_endpoint(endpoint, namespace)
-    records = trio.run(_records, discovery.open_shared())
+    opened = discovery.open_shared()
+    records = trio.run(_records, opened)
     shown = sorted(
         (record for record in records if wanted is None or str(record.endpoint_id) == wanted),
         key=lambda record: (str(record.endpoint_id), record.instance_id),
     )
     if as_json:
-        print_document(as_document(shown, discovery))
+        print_document(as_document(shown, discovery.discovery, opened))
         return EXIT_CLEAN
     if shown:
         print_table(output.stdout(), _HEADINGS, [_cells(record) for record in shown])
     if not output.quiet:
         endpoints = len({record.endpoint_id for record in shown})
         counted = f"{_counted(len(shown), 'instance')} of {_counted(endpoints, 'endpoint')}" if shown else "no worker"
-        output.stderr().print(f"{counted} · file {short_path(discovery.directory)}", style="dim", soft_wrap=True)
+        output.stderr().print(f"{counted} · {discovery.describe(opened)}", style="dim", soft_wrap=True)
     return EXIT_CLEAN
 
 
@@ -71,11 +71,11 @@ async def _records(discovery: Discovery) -> Sequence[InstanceRecord]:
         return view.instances()
 
 
-def as_document(records: Sequence[InstanceRecord], discovery: DiscoveryOptions) -> dict[str, Any]:
+def as_document(records: Sequence[InstanceRecord], backend: str, opened: Discovery) -> dict[str, Any]:
     """Return what ``--json`` prints. Instance ids are hex text: as numbers most JSON readers would round them."""
     return {
         "schema": SCHEMA,
-        "discovery": {"backend": discovery.discovery, "directory": str(discovery.directory)},
+        "discovery": {"backend": backend, "location": opened.location},
         "instances": [
             {
                 "endpoint": str(record.endpoint_id),

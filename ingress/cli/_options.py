@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -19,12 +21,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from .._log_writer import LineWriter
+    from .._plugins import GroupName
     from ..abc import Discovery
 
 OUTPUT = Group("Output", sort_key=20)
 DISCOVERY = Group("Discovery", sort_key=10)
 
 DEFAULT_NAMESPACE = "demo"
+DEFAULT_BACKEND = "file"
 
 Namespace = Annotated[
     str, Parameter(env_var="DYN_NAMESPACE", help="Completes an endpoint that names less than three parts.")
@@ -32,6 +36,19 @@ Namespace = Annotated[
 AsJson = Annotated[
     bool, Parameter(name="--json", negative=(), show_default=False, group=OUTPUT, help="JSON with a versioned schema.")
 ]
+
+
+def named_in(group: GroupName) -> Callable[[object, str], None]:
+    """Make a validator that takes the names of the installed plug-ins of a group."""
+
+    def check(kind: object, value: str) -> None:
+        from .._plugins import installed
+
+        known = sorted({point.name for point in installed(group)})
+        if value not in known:
+            raise ValueError(f"expected one of {', '.join(known)}")
+
+    return check
 
 
 @Parameter(name="*")
@@ -82,9 +99,14 @@ class DiscoveryOptions:
     """Where workers are announced and found."""
 
     discovery: Annotated[
-        Literal["file", "mem"],
-        Parameter(env_var="DYN_DISCOVERY_BACKEND", group=DISCOVERY, help="file: a directory; mem: this process only."),
-    ] = "file"
+        str,
+        Parameter(
+            env_var="DYN_DISCOVERY_BACKEND",
+            group=DISCOVERY,
+            validator=named_in("discovery"),
+            help="file: a directory; mem: this process only; or another that is installed.",
+        ),
+    ] = DEFAULT_BACKEND
     file_kv: Annotated[
         Path | None,
         Parameter(
@@ -93,37 +115,54 @@ class DiscoveryOptions:
     ] = None
 
     @property
-    def directory(self) -> Path:
-        from ..discovery import default_directory
-
-        return default_directory({}) if self.file_kv is None else self.file_kv.absolute()
+    def environ(self) -> dict[str, str]:
+        """What the plug-in is made from: the environment, and the flags under the names of their variables."""
+        return {**os.environ, **({} if self.file_kv is None else {"DYN_FILE_KV": str(self.file_kv.absolute())})}
 
     @property
-    def file_kv_to_name(self) -> Path | None:
-        """The directory, where another terminal would have to be told of it."""
+    def flags_to_repeat(self) -> list[str]:
+        """The flags that another terminal would have to be told."""
         from ..discovery import default_directory
+        from ._screen import shell_path
 
-        return None if self.directory == default_directory({}) else self.directory
+        if self.discovery != DEFAULT_BACKEND:
+            return [f"--discovery {shlex.quote(self.discovery)}"]
+        if self.file_kv is None or self.file_kv.absolute() == default_directory({}):
+            return []
+        return [f"--file-kv {shell_path(self.file_kv.absolute())}"]
 
     def open(self) -> Discovery:
-        """Return the discovery."""
-        from ..discovery import FileDiscovery, MemoryDiscovery
+        """Load the plug-in of that name and let it make the discovery.
 
-        return MemoryDiscovery() if self.discovery == "mem" else FileDiscovery(self.directory)
+        Raises:
+            StartupError: the plug-in cannot be used, or lacks something, as it says.
+        """
+        from .._plugins import load_discovery
+
+        return load_discovery(self.discovery, self.environ)
 
     def open_shared(self) -> Discovery:
         """Return a discovery that other processes share.
 
         Raises:
             CommandError: it would find nothing but this process.
+            StartupError: as :meth:`open`.
         """
-        if self.discovery == "mem":
+        opened = self.open()
+        if not opened.is_shared:
             raise usage(
-                "mem discovery cannot find other processes",
+                f"{self.discovery} discovery cannot find other processes",
                 "its records live inside the worker that announces them",
                 "--discovery file, with the --file-kv of the worker",
             )
-        return self.open()
+        return opened
+
+    def describe(self, opened: Discovery) -> str:
+        """Return the name and the place, for eyes."""
+        from ._screen import short_path
+
+        place = short_path(Path(opened.location)) if opened.location.startswith("/") else opened.location
+        return f"{self.discovery} {place or ('' if opened.is_shared else '(this process only)')}".rstrip()
 
 
 DEFAULT_OUTPUT = OutputOptions()

@@ -118,12 +118,9 @@ def _typed(path: Path) -> str:
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
-def call_command(endpoint: str, data: str, file_kv: Path | None) -> list[str]:
-    """Return the parts of a command that calls the endpoint; the second part is absent where it is not needed."""
-    return [
-        f"{program_name()} call {endpoint} -d {shlex.quote(data)}",
-        *([] if file_kv is None else [f"--file-kv {shell_path(file_kv)}"]),
-    ]
+def call_command(endpoint: str, data: str, flags: Sequence[str] = ()) -> list[str]:
+    """Return the parts of a command that calls the endpoint, with the flags it needs."""
+    return [f"{program_name()} call {endpoint} -d {shlex.quote(data)}", *flags]
 
 
 def command_lines(console: Console, parts: Sequence[str], indent: str = "  ") -> str:

@@ -14,11 +14,12 @@ from cyclopts import Parameter
 
 from .._serve import make_worker, serve_until_signalled
 from .._worker import Worker
+from ..abc import Discovery
 from ..errors import IngressError
 from ._errors import EXIT_FAILED, EXIT_STARTUP, CommandError, usage
 from ._logging import wants_json
 from ._options import DEFAULT_DISCOVERY, DEFAULT_OUTPUT, DiscoveryOptions, OutputOptions, check_endpoint
-from ._screen import Row, call_command, command_lines, print_card, short_path
+from ._screen import Row, call_command, command_lines, print_card
 from ._status_options import DEFAULT_STATUS, StatusFlags
 from ._targets import Target, resolve_target
 from ._trace_options import DEFAULT_TRACES, TraceFlags
@@ -52,8 +53,9 @@ def serve(
     log_writer = output.set_up_logging(logging.INFO)
     endpoints = pair_endpoints(targets, endpoint or [], worker.namespace)
     served = {name: resolve_target(text) for name, text in zip(endpoints, targets, strict=True)}
+    opened = discovery.open()
     options = {
-        "discovery": discovery.open(),
+        "discovery": opened,
         "status": status.options(endpoints, worker.namespace),
         **worker.keywords(served),
     }
@@ -62,7 +64,7 @@ def serve(
     with traces.tracer() as tracer:
         made = make_worker({name: target.engine for name, target in served.items()}, tracer=tracer, **options)
         made.metrics.log_lines_dropped = lambda: log_writer.dropped
-        code = _run(made, served, worker, discovery, output)
+        code = _run(made, served, worker, discovery, opened, output)
     logger.info("stopped: %s", _ending(made, code))
     return code
 
@@ -72,6 +74,7 @@ def _run(
     served: dict[str, Target],
     worker: WorkerOptions,
     discovery: DiscoveryOptions,
+    opened: Discovery,
     output: OutputOptions,
 ) -> int:
     """Serve until told to stop; return the exit code."""
@@ -85,7 +88,7 @@ def _run(
             logger.info("serving %s on %s%s", ", ".join(served), started.address, pages)
         else:
             with contextlib.suppress(BrokenPipeError):  # nobody to read it is no reason not to serve
-                _show_card(started, served, worker, discovery, output)
+                _show_card(started, served, worker, discovery, opened, output)
 
     try:
         return trio.run(serve_until_signalled, made, on_started)
@@ -147,15 +150,15 @@ def _show_card(
     served: dict[str, Target],
     options: WorkerOptions,
     discovery: DiscoveryOptions,
+    opened: Discovery,
     output: OutputOptions,
 ) -> None:
     console = output.stderr()
-    where = "mem (this process only)" if discovery.discovery == "mem" else f"file {short_path(discovery.directory)}"
     other = "json" if worker.codec == "msgpack" else "msgpack"
     rows: list[Row] = [[("endpoint", name), ("engine", target.label)] for name, target in served.items()]
     rows += [
-        [("request", f"tcp {worker.address}"), ("codec", f"{worker.codec}, reads {other} too")],
-        [("discovery", where), ("instance", f"{worker.instance_id:x}")],
+        [("request", f"{worker.plane} {worker.address}"), ("codec", f"{worker.codec}, reads {other} too")],
+        [("discovery", discovery.describe(opened)), ("instance", f"{worker.instance_id:x}")],
         [
             ("limits", f"{options.engine_request_limit} at once + {options.request_queue_limit} in line"),
             ("drain", f"{options.grace:g} s + up to {options.drain_budget:g} s"),
@@ -164,10 +167,10 @@ def _show_card(
     if worker.status.url:
         rows.append([("status", f"{worker.status.url}{worker.status.options.health_path}")])
     print_card(console, rows)
-    if discovery.discovery == "mem":
+    if not opened.is_shared:
         return
     console.print("Ctrl-C once drains, twice quits. In another terminal:", style="dim", soft_wrap=True)
-    parts = call_command(next(iter(served)), EXAMPLE_REQUEST, discovery.file_kv_to_name)
+    parts = call_command(next(iter(served)), EXAMPLE_REQUEST, discovery.flags_to_repeat)
     console.print(command_lines(console, parts), soft_wrap=True)
 
 

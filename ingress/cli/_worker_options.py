@@ -14,11 +14,11 @@ from cyclopts.validators import Number
 
 from .._admission import DEFAULT_ENGINE_REQUEST_LIMIT, DEFAULT_REQUEST_QUEUE_LIMIT
 from .._dial_policy import DialPolicy
-from .._worker import DEFAULT_DRAIN_BUDGET, DEFAULT_LINGER
+from .._worker import DEFAULT_DRAIN_BUDGET, DEFAULT_LINGER, DEFAULT_PLANE
 from ..planes.tcp import DEFAULT_HOST
 from ..wire.request_frame import DEFAULT_MAX_FRAME_SIZE
 from ._errors import usage
-from ._options import DEFAULT_NAMESPACE, Namespace, parse_pairs
+from ._options import DEFAULT_NAMESPACE, Namespace, named_in, parse_pairs
 
 NETWORK = Group("Network", sort_key=1)
 LIMITS = Group("Limits", sort_key=2)
@@ -73,6 +73,15 @@ class WorkerOptions:
             help="Port to listen on; 0 picks one.",
         ),
     ] = 0
+    plane: Annotated[
+        str,
+        Parameter(
+            env_var="DYN_REQUEST_PLANE",
+            group=NETWORK,
+            validator=named_in("planes"),
+            help="How requests arrive: tcp, or another that is installed.",
+        ),
+    ] = DEFAULT_PLANE
     advertise: Annotated[
         str | None,
         Parameter(env_var="INGRESS_ADVERTISE", group=NETWORK, help="HOST or HOST:PORT that callers are told."),
@@ -141,6 +150,7 @@ class WorkerOptions:
                 why = "a label's name has letters, digits and underscores, and begins with no digit"
                 raise usage(f"--metrics-label {name}={labels[name]} cannot be used", why, "--metrics-label team=search")
         return {
+            "plane": self.plane,
             "host": self.host,
             "port": self.port,
             "advertise": self.advertise,

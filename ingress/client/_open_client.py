@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from .._network import TcpNetwork, join_host_port, routable_host
+from .._plugins import load_discovery
 from ..abc import Discovery, Network
 from ..wire.messages import CodecName
 from ..wire.request_frame import DEFAULT_MAX_FRAME_SIZE
@@ -20,7 +21,7 @@ from ._routing import DEFAULT_SET_ASIDE, Router
 @asynccontextmanager
 async def open_client(
     *,
-    discovery: Discovery,
+    discovery: Discovery | str,
     network: Network | None = None,
     host: str = "127.0.0.1",
     port: int = 0,
@@ -39,7 +40,7 @@ async def open_client(
     Leaving the block ends every stream that is still open, as leaving the stream's own block would.
 
     Args:
-        discovery: where workers are found.
+        discovery: where workers are found, or the name of a plug-in that makes it from the environment.
         network: how to connect and listen; TCP when not given.
         host, port: where workers call home; port 0 picks one.
         advertise_host: the address workers are told to dial, where it differs from ``host``. When ``host`` is a
@@ -54,9 +55,11 @@ async def open_client(
         seed: makes random routing repeatable.
 
     Raises:
-        StartupError: the address is taken or not ours.
+        StartupError: the address is taken or not ours, or the plug-in cannot be used.
     """
     network = TcpNetwork() if network is None else network
+    if isinstance(discovery, str):
+        discovery = load_discovery(discovery)
     async with (
         discovery.open_view() as view,
         await network.open_listener(host, port) as listener,

@@ -35,6 +35,11 @@ def default_directory(environ: Mapping[str, str]) -> Path:
     return Path(named) if named else Path(tempfile.gettempdir()) / "dynamo_store_kv"
 
 
+def file_discovery(environ: Mapping[str, str]) -> FileDiscovery:
+    """Make the plug-in ``file`` of ``ingress.discovery``: the directory that ``DYN_FILE_KV`` names."""
+    return FileDiscovery(default_directory(environ))
+
+
 class FileDiscovery(Discovery):
     """Workers and callers that share a directory, for one user on one host or one shared file system.
 
@@ -63,6 +68,11 @@ class FileDiscovery(Discovery):
         self._access = access
         self._keepers: set[RecordKeeper] = set()
         self._rewritten_before = 0
+
+    @property
+    def location(self) -> str:
+        """The directory."""
+        return str(self.directory)
 
     @property
     def missed_renewals(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -12,8 +12,15 @@ from ..wire.records import InstanceRecord
 from ._instances import InstanceSet
 
 
+def memory_discovery(environ: Mapping[str, str]) -> MemoryDiscovery:
+    """Make the plug-in ``mem`` of ``ingress.discovery``."""
+    return MemoryDiscovery()
+
+
 class MemoryDiscovery(Discovery):
     """Announces records to every view of the same object, at once and without I/O."""
+
+    is_shared = False
 
     def __init__(self) -> None:
         self._records: dict[str, InstanceRecord] = {}

@@ -10,14 +10,14 @@ from __future__ import annotations
 import errno
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import trio
 
 from .._network import close_now, join_host_port, routable_host
 from .._tallies import Tallies
 from .._text import RateLimitedLogger
-from ..abc import Network, Push, PushReceiver, RequestPlane
+from ..abc import Network, PlaneOptions, Push, PushReceiver, RequestPlane
 from ..errors import InvalidMessage, MessageTooLarge
 from ..wire.messages import MAX_CONTROL_MESSAGE
 from ..wire.request_frame import (
@@ -60,6 +60,20 @@ _ACCEPT_BACKOFF = 0.1
 _READ_SIZE = 64 * 1024
 
 
+def tcp_request_plane(options: PlaneOptions) -> TcpRequestPlane:
+    """Make the plug-in ``tcp`` of ``ingress.planes``."""
+    return TcpRequestPlane(
+        options.network,
+        host=options.host,
+        port=options.port,
+        advertise=options.advertise,
+        max_frame_size=options.max_frame_size,
+        max_connections=options.max_connections,
+        frame_timeout=options.frame_timeout,
+        idle_timeout=options.idle_timeout,
+    )
+
+
 class TcpRequestPlane(RequestPlane):
     """Listens on one address and hands every frame to the worker."""
 
@@ -95,7 +109,8 @@ class TcpRequestPlane(RequestPlane):
         self._frame_timeout = frame_timeout
         self._idle_timeout = idle_timeout
         self._ack_write_timeout = ack_write_timeout
-        self._tallies = Tallies() if tallies is None else tallies
+        self.tallies = Tallies() if tallies is None else tallies
+        """What its limits did; the worker's metrics show it."""
         self._bound: tuple[str, int] | None = None
         self._log = RateLimitedLogger(logger)
         self._accept_log = RateLimitedLogger(logger, per_second=1)
@@ -108,7 +123,11 @@ class TcpRequestPlane(RequestPlane):
         return self._bound
 
     @property
-    def advertised_address(self) -> str:
+    def own_addresses(self) -> Sequence[tuple[str, int]]:
+        return [self.bound_address]
+
+    @property
+    def address(self) -> str:
         """``host:port`` as callers are told; valid once started."""
         host, port = self.bound_address
         if self._advertise is not None:
@@ -120,7 +139,7 @@ class TcpRequestPlane(RequestPlane):
         return join_host_port(routable_host() if host in ("0.0.0.0", "::") else host, port)  # noqa: S104 - compared
 
     def transport(self, path: str) -> Mapping[str, str]:
-        return {"tcp": f"{self.advertised_address}/{path}"}
+        return {"tcp": f"{self.address}/{path}"}
 
     async def serve(
         self, receive: PushReceiver, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -140,14 +159,14 @@ class TcpRequestPlane(RequestPlane):
                     self._accept_log.log(logging.ERROR, f"accept {name}", "cannot accept a connection: %s", exc)
                     await trio.sleep(_ACCEPT_BACKOFF)
                     continue
-                if self._tallies.connections_open >= self._max_connections:
-                    self._tallies.connections_refused["limit"] += 1
+                if self.tallies.connections_open >= self._max_connections:
+                    self.tallies.connections_refused["limit"] += 1
                     self._accept_log.log(
                         logging.WARNING, "connections", "connection refused: %d are open", self._max_connections
                     )
                     await trio.aclose_forcefully(stream)
                     continue
-                self._tallies.connections_open += 1
+                self.tallies.connections_open += 1
                 nursery.start_soon(self._serve_connection, stream, receive)
 
     async def _serve_connection(self, stream: trio.abc.Stream, receive: PushReceiver) -> None:
@@ -160,7 +179,7 @@ class TcpRequestPlane(RequestPlane):
         except Exception:
             logger.exception("request connection from %s: internal error", peer_host)
         finally:
-            self._tallies.connections_open -= 1
+            self.tallies.connections_open -= 1
             await close_now(stream)
 
     async def _converse(self, stream: trio.abc.Stream, receive: PushReceiver, peer_host: str | None) -> None:
@@ -203,7 +222,7 @@ class TcpRequestPlane(RequestPlane):
         deadline = begun_at + self._frame_timeout + decoder.announced_size / _BYTES_PER_SECOND
         with trio.move_on_at(deadline):
             return await stream.receive_some(_READ_SIZE)
-        self._tallies.frames_refused["deadline"] += 1
+        self.tallies.frames_refused["deadline"] += 1
         self._log.log(
             logging.WARNING,
             "frame deadline",
@@ -226,7 +245,7 @@ class TcpRequestPlane(RequestPlane):
     ) -> str:
         """Return the ack of a frame that ends its connection; empty where its caller is told on a stream instead."""
         text = str(refusal) if isinstance(refusal, MessageTooLarge) else "invalid endpoint path"
-        self._tallies.frames_refused["too_large" if isinstance(refusal, MessageTooLarge) else "path"] += 1
+        self.tallies.frames_refused["too_large" if isinstance(refusal, MessageTooLarge) else "path"] += 1
         if oversized is None or not isinstance(refusal, MessageTooLarge):
             self._log.log(logging.WARNING, "frame refused", "frame from %s refused: %s", peer_host, text)
             return UNAVAILABLE_PREFIX + text
@@ -242,7 +261,7 @@ class TcpRequestPlane(RequestPlane):
         with trio.move_on_after(self._ack_write_timeout):
             await stream.send_all(bytes(acks))
             return True
-        self._tallies.slow_peer_closed["request"] += 1
+        self.tallies.slow_peer_closed["request"] += 1
         self._log.log(
             logging.WARNING, "acks unread", "%s read no ack for %g s, closing", peer_host, self._ack_write_timeout
         )
