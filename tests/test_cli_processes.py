@@ -328,6 +328,27 @@ def test_ctrl_c_leaves_the_stream_and_ends_with_130(served: Served, store: Path,
     assert process.returncode == 130
 
 
+def test_signals_that_come_together_end_a_call_like_one(served: Served, store: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*INGRESS, "call", "echo", "-d", '{"n": 1000, "delay": 0.05}', "--file-kv", str(store)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=environment(),
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGSTOP)  # so that it finds both when it goes on; two of one kind would be one
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=PATIENCE)
+    assert said == ""
+    assert process.returncode in (130, 143)
+
+
 def test_a_call_that_takes_too_long_ends_with_1(
     served: Served, store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

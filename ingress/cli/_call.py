@@ -207,21 +207,23 @@ async def _print_items(responses: ResponseStream | BidirectionalStream, options:
 async def _cancelled_by_signal(forced: list[int]) -> AsyncIterator[None]:
     """Cancel the block at the first SIGINT or SIGTERM, so that it leaves its stream in order; bounded."""
     failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
+    # Taken until the block has been left: trio raises again what nobody took, and that would end the process.
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            block = trio.CancelScope()
 
-        async def listen(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-                task_status.started()
+            async def listen() -> None:
                 async for number in signals:
                     forced.append(number)
-                    nursery.cancel_scope.cancel()
+                    block.cancel()
 
-        await nursery.start(listen)
-        try:
-            yield
-        except Exception as exc:
-            failure = exc  # out of the nursery it would come wrapped in a group
-        nursery.cancel_scope.cancel()
+            nursery.start_soon(listen)
+            try:
+                with block:
+                    yield
+            except Exception as exc:
+                failure = exc  # out of the nursery it would come wrapped in a group
+            nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
 
