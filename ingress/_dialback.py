@@ -20,7 +20,7 @@ from .errors import InvalidMessage, RemoteProtocolError, ResponseStreamError
 from .wire.addresses import HostName, SocketAddress
 from .wire.messages import CallHomeHandshake, ControlWord, StreamAddress
 from .wire.response import ControlWordReader
-from .wire.two_part import encode_two_part
+from .wire.two_part import DEFAULT_MAX_MESSAGE_SIZE, encode_two_part
 
 logger = logging.getLogger("ingress.dialback")
 _log = RateLimitedLogger(logger)
@@ -59,9 +59,11 @@ class DialBack:
         *,
         connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
         close_wait: float = DEFAULT_CLOSE_WAIT,
+        max_frame_size: int = DEFAULT_MAX_MESSAGE_SIZE,
     ) -> None:
         self._network = network
         self._context = context
+        self._max_frame_size = max_frame_size
         self._guard = guard
         self._push = push
         self._connect_timeout = connect_timeout
@@ -110,7 +112,7 @@ class DialBack:
                 await connection.send_all(handshake)
         except (trio.TooSlowError, trio.BrokenResourceError) as exc:
             raise ResponseStreamError(f"request stream of {address.host}:{address.port} took no handshake") from exc
-        requests = RequestInput(connection, self._context, decode)
+        requests = RequestInput(connection, self._context, decode, max_frame_size=self._max_frame_size)
         self.nursery.start_soon(self._follow, connection, requests)
         return requests
 

@@ -40,6 +40,7 @@ from .metrics import ERROR_TYPES, OUTCOMES, RequestGuard, WorkHandlerMetrics, ca
 from .wire.messages import ConnectionInfo, RequestControlMessage
 from .wire.records import EndpointId
 from .wire.trace_context import read_trace_context
+from .wire.two_part import DEFAULT_MAX_MESSAGE_SIZE
 
 logger = logging.getLogger("ingress.handler")
 request_logger = logging.getLogger("ingress.request")
@@ -118,6 +119,7 @@ class PushHandler:
         connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
         write_stall_timeout: float = DEFAULT_WRITE_STALL_TIMEOUT,
         close_wait: float = DEFAULT_CLOSE_WAIT,
+        max_frame_size: int = DEFAULT_MAX_MESSAGE_SIZE,
         stop_grace: float = 0.0,
         cleanup_timeout: float = DEFAULT_CLEANUP_TIMEOUT,
     ) -> None:
@@ -136,6 +138,7 @@ class PushHandler:
         self._connect_timeout = connect_timeout
         self._write_stall_timeout = write_stall_timeout
         self._close_wait = close_wait
+        self._max_frame_size = max_frame_size
         self._stop_grace = stop_grace
         self._cleanup_timeout = cleanup_timeout
         self._notify_health: HealthNotifier | None = None
@@ -231,6 +234,7 @@ class PushHandler:
             admitted.push,
             connect_timeout=self._connect_timeout,
             close_wait=self._close_wait,
+            max_frame_size=self._max_frame_size,
         ) as dial_back:
             response = Response(
                 dial_back,

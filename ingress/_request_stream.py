@@ -17,7 +17,7 @@ from ._context import RequestContext
 from ._text import RateLimitedLogger, printable
 from .errors import RemoteProtocolError
 from .wire.messages import ControlWord
-from .wire.two_part import MessageKind, TwoPartDecoder, TwoPartMessage
+from .wire.two_part import DEFAULT_MAX_MESSAGE_SIZE, MessageKind, TwoPartDecoder, TwoPartMessage
 
 logger = logging.getLogger("ingress.dialback")
 _log = RateLimitedLogger(logger)
@@ -39,8 +39,16 @@ class RequestInput(Generic[InputT]):
     place for words that hurry.
     """
 
-    def __init__(self, stream: trio.abc.Stream, context: RequestContext, decode: Callable[[bytes], InputT]) -> None:
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        context: RequestContext,
+        decode: Callable[[bytes], InputT],
+        *,
+        max_frame_size: int = DEFAULT_MAX_MESSAGE_SIZE,
+    ) -> None:
         self._stream = stream
+        self._max_frame_size = max_frame_size
         self._context = context
         self._decode = decode
         self._items: deque[tuple[InputT, int]] = deque()
@@ -89,7 +97,7 @@ class RequestInput(Generic[InputT]):
             self._wake()
 
     async def _read(self) -> None:
-        decoder = TwoPartDecoder(what="request stream frame")
+        decoder = TwoPartDecoder(max_message_size=self._max_frame_size, what="request stream frame")
         while data := await self._stream.receive_some(_READ_SIZE):
             decoder.receive_data(data)
             for message in decoder:

@@ -161,6 +161,7 @@ class Worker:
                 admission=self.admission,
                 open_requests=self.open_requests,
                 dial_guard=dial_guard,
+                max_frame_size=max_frame_size,
                 stop_grace=stop_grace,
                 tracer=None if tracer is None else tracer.endpoint(endpoint_id, self.instance_id),
             )

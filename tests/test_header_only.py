@@ -765,6 +765,18 @@ def _slow_after_the_first() -> Callable[[], StreamPair]:
     return make_pair
 
 
+async def test_a_request_above_the_worker_s_limit_is_a_kill_as_soon_as_its_length_is_known() -> None:
+    async with open_stage(echo, max_frame_size=2000) as stage:
+        call = await stage.open()
+        assert await call.responses.next_frame() == PROLOGUE
+        fits = "x" * (2000 - 24 - 2)
+        await call.requests.send(frame(fits))
+        assert await call.responses.next_frame() == chunk(fits)
+        await call.requests.send(frame(fits + "x")[:24])
+        assert await call.both_end() == ([], [])
+        assert stage.counted_ends() == {"cancellation": 1}
+
+
 async def test_a_third_partys_decode_function_that_fails_ends_its_request_and_nothing_else() -> None:
     network = MemoryNetwork()
     context = RequestContext(request_id="r", endpoint=EndpointId("a", "b", "c"), metadata={}, headers={})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -188,3 +189,27 @@ def test_no_private_name_is_taken_out_of_a_public_module(package: str) -> None:
         if alias.name.startswith("_")
     ]
     assert offending == []
+
+
+# What a request's life is made of; it stands in the handler, once.
+LIFECYCLE = {"trio", "asyncio", "threading", "socket", "ingress.metrics", "ingress.planes", "prometheus_client"}
+LIFECYCLE_WORDS = re.compile(r"nursery|cancel|prologue|sentinel|sleep|metric|count|pump|send_all|receive_some|aclose")
+
+
+def test_the_built_in_shapes_repeat_nothing_of_a_requests_life() -> None:
+    """Neither its modules, however they are imported, nor its verbs, nor a scope, a task or a loop of its own."""
+    offending = [str(each) for each in all_imports("shapes") if each.imported in LIFECYCLE]
+    for path in sorted((ROOT / "shapes").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            is_scope = isinstance(node, (ast.AsyncWith, ast.With, ast.AsyncFor, ast.Try, ast.While))
+            name = getattr(node, "id", None) or getattr(node, "attr", None) or ""
+            if is_scope or LIFECYCLE_WORDS.search(name) or name in ("__import__", "import_module"):
+                place = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+                offending.append(f"{place}: {name or type(node).__name__}")
+    assert offending == []
+
+
+def test_the_built_in_shapes_import_nothing_but_ingress_and_the_codec() -> None:
+    allowed = {"__future__", "collections.abc", "typing", "msgspec", "ingress.abc", "ingress.errors"}
+    imported = {each.imported for each in all_imports("shapes") if not each.imported.startswith("shapes.")}
+    assert {name for name in imported if not name.startswith("ingress.wire.")} <= allowed
