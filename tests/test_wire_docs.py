@@ -71,7 +71,9 @@ def test_every_kind_of_frame_is_drawn() -> None:
         "response-msgpack-ok",
         "response-raise-mid",
         "response-error-prologue",
+        "bidi-request",
         "bidi-request-stream-worker-bytes",
+        "bidi-response",
         "bidi-request-stream-client-bytes",
         "discovery-record",
     }
