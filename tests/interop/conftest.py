@@ -55,9 +55,14 @@ def file_kv(tmp_path: Path) -> Path:
 def observed(request: pytest.FixtureRequest) -> Observe:
     """Note what the pair did, for the table of docs/compatibility.md."""
     parameters = request.node.callspec.params
-    pair = f"client {v}" if (v := parameters.get("client_version")) else f"worker {parameters['worker_version']}"
+    if "client_version" in parameters:
+        pair = f"client {parameters['client_version']}"
+    else:
+        pair = f"worker {parameters.get('worker_version') or parameters['bidirectional_version']}"
     codec = parameters.get("codec")
     scenario = request.node.originalname.removeprefix("test_").replace("_", " ")
+    if "bidirectional_version" in parameters:
+        scenario = f"both ways: {scenario}"
 
     def note(what: str) -> None:
         compatibility.note(scenario, pair, f"{codec}: {what}" if codec else what)

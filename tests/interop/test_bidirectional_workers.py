@@ -15,6 +15,7 @@ import ingress
 from ingress.errors import InputClosed, NoDialBack, StreamIncomplete
 
 from . import peers
+from .conftest import Observe
 from .peer_process import PeerProcess, open_worker_process
 from .peers import raw_client
 
@@ -62,7 +63,9 @@ async def fate(worker: PeerProcess, *states: str) -> dict[str, Any]:
     return await worker.wait_for(lambda event: event["event"] == "engine" and event["state"] in states)
 
 
-async def test_our_client_and_a_real_worker_take_turns(bidirectional_version: str, codec: str, file_kv: Path) -> None:
+async def test_our_client_and_a_real_worker_take_turns(
+    bidirectional_version: str, codec: str, file_kv: Path, observed: Observe
+) -> None:
     async with open_pair(bidirectional_version, file_kv, codec) as (worker, client):
         async with client.open_bidirectional(BIDI) as call:
             values = [{"a": 1}, "té", 7, None, True, [1.5, {"deep": [[]]}], "x" * 100_000]
@@ -72,9 +75,12 @@ async def test_our_client_and_a_real_worker_take_turns(bidirectional_version: st
             await call.close_input()
             assert [response async for response in call] == [{"bye": len(values)}]
         assert not (await fate(worker, "finished"))["stopped"]
+    observed("7 values back and forth, unaltered")
 
 
-async def test_ten_thousand_frames_go_each_way(bidirectional_version: str, codec: str, file_kv: Path) -> None:
+async def test_ten_thousand_frames_go_each_way(
+    bidirectional_version: str, codec: str, file_kv: Path, observed: Observe
+) -> None:
     async with open_pair(bidirectional_version, file_kv, codec) as (_, client):
         async with client.open_bidirectional(BIDI) as call, trio.open_nursery() as nursery:
 
@@ -87,9 +93,12 @@ async def test_ten_thousand_frames_go_each_way(bidirectional_version: str, codec
             *echoes, bye = [response async for response in call]
         assert echoes == [{"echo": {"i": i, "t": f"tök{i}"}} for i in range(10_000)]
         assert bye == {"bye": 10_000}
+    observed("10,000 frames each way, in order, unaltered")
 
 
-async def test_our_stop_ends_both_directions_of_a_real_worker(bidirectional_version: str, file_kv: Path) -> None:
+async def test_our_stop_ends_both_directions_of_a_real_worker(
+    bidirectional_version: str, file_kv: Path, observed: Observe
+) -> None:
     async with open_pair(bidirectional_version, file_kv) as (worker, client):
         async with client.open_bidirectional(BIDI) as call:
             await call.send(1)
@@ -102,11 +111,12 @@ async def test_our_stop_ends_both_directions_of_a_real_worker(bidirectional_vers
         async with client.open_bidirectional(BIDI) as call:  # the instance stays in rotation
             await call.close_input()
             assert [response async for response in call] == [{"bye": 0}]
+    observed("both streams closed, engine stopped, the instance stays in rotation")
 
 
 @pytest.mark.parametrize("is_input_closed", [False, True])
 async def test_leaving_kills_a_real_worker_s_engine_or_finds_it_finished(
-    bidirectional_version: str, is_input_closed: bool, file_kv: Path
+    bidirectional_version: str, is_input_closed: bool, file_kv: Path, observed: Observe
 ) -> None:
     async with open_pair(bidirectional_version, file_kv) as (worker, client):
         async with client.open_bidirectional(BIDI) as call:
@@ -116,10 +126,11 @@ async def test_leaving_kills_a_real_worker_s_engine_or_finds_it_finished(
                 await call.close_input()
         seen = await fate(worker, "stopped", "finished")
         assert is_input_closed if seen["state"] == "finished" else seen["killed"]
+    observed("input closed: killed or finished" if is_input_closed else "input open: killed")
 
 
 async def test_a_cancelled_send_leaves_a_real_worker_fit_for_the_next_call(
-    bidirectional_version: str, file_kv: Path
+    bidirectional_version: str, file_kv: Path, observed: Observe
 ) -> None:
     """A worker stuck in its own writing hears no kill: it learns from the reset, and 1.3.1 tells its engine nothing."""
     async with open_pair(bidirectional_version, file_kv) as (_, client):
@@ -133,10 +144,11 @@ async def test_a_cancelled_send_leaves_a_real_worker_fit_for_the_next_call(
         async with client.open_bidirectional(BIDI) as call:
             await call.send("next")
             assert await anext(call) == {"echo": "next"}
+    observed("StreamIncomplete, the next call is answered")
 
 
 async def test_back_pressure_of_a_real_worker_holds_our_sender_and_loses_nothing(
-    bidirectional_version: str, file_kv: Path
+    bidirectional_version: str, file_kv: Path, observed: Observe
 ) -> None:
     async with open_pair(bidirectional_version, file_kv) as (_, client):
         async with client.open_bidirectional(BIDI) as call, trio.open_nursery() as nursery:
@@ -157,10 +169,11 @@ async def test_back_pressure_of_a_real_worker_holds_our_sender_and_loses_nothing
             count = sum([1 async for _ in call])
         assert (sent, count) == (400, 401)
         assert held_at < 400, "40 MB cannot be on their way"
+    observed("40 MB echoed, the sender held until they are read")
 
 
 async def test_a_unary_endpoint_of_a_real_worker_falls_silent_and_we_do_not_wait_for_ever(
-    bidirectional_version: str, file_kv: Path
+    bidirectional_version: str, file_kv: Path, observed: Observe
 ) -> None:
     async with (
         open_worker_process(bidirectional_version, file_kv),
@@ -170,6 +183,7 @@ async def test_a_unary_endpoint_of_a_real_worker_falls_silent_and_we_do_not_wait
         with pytest.raises(NoDialBack):
             async with client.open_bidirectional(GENERATE):
                 pass
+    observed("NoDialBack")
 
 
 # -- the raw exchange, theirs and ours --------------------------------------------------------------------------------
@@ -195,7 +209,7 @@ INPUTS = [{"x": 1}, "té", 7, None, [1.5, True], {"deep": {"er": []}}]
 
 
 async def test_ours_and_theirs_say_the_same_bytes_to_a_raw_caller(
-    bidirectional_version: str, codec: str, file_kv: Path
+    bidirectional_version: str, codec: str, file_kv: Path, observed: Observe
 ) -> None:
     said: list[list[tuple[str, bytes]]] = []
     requests = [
@@ -224,3 +238,4 @@ async def test_ours_and_theirs_say_the_same_bytes_to_a_raw_caller(
     theirs, own = said
     assert [kind for kind, _ in theirs].count("data") == len(INPUTS) + 1 + 1 + 1 + 1
     assert own == theirs
+    observed("the same bytes")
