@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -794,6 +795,16 @@ def test_every_line_of_standard_input_is_a_request(place: Path) -> None:
     assert (code, err) == (0, [])
     echoes = [{"a": 1}, "hello there", 7, '{"broken":', "é", "\ufffd", None, [1, 2]]
     assert out == [*({"echo": echo} for echo in echoes), {"bye": 8}]
+
+
+@posix
+def test_the_card_of_a_bidirectional_engine_ends_in_a_command_that_works(place: Path) -> None:
+    (suggested,) = [line for line in (place / "log").read_text().splitlines() if " call " in line]
+    command = [*INGRESS, "call", *shlex.split(suggested.partition(" call ")[2])]
+    finished = subprocess.run(
+        command, cwd=place, env=environment(), input=b"1", capture_output=True, timeout=PATIENCE, check=False
+    )
+    assert finished.stdout == b'{"echo":1}\n{"bye":1}\n'
 
 
 @posix

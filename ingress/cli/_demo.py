@@ -233,13 +233,15 @@ class Demonstration:
         name, request = program_name(), '{"prompt":"hello"}'
         if self._stays:
             self._console.print("Try next, in another terminal:", soft_wrap=True)
-            calling, where = call_command(DEFAULT_ENDPOINT, request, [f"--file-kv {shell_path(self._directory)}"])
+            calling, where = call_command(
+                DEFAULT_ENDPOINT, ["-d", request], [f"--file-kv {shell_path(self._directory)}"]
+            )
             for command in ([f"{calling} --text", where], [f"{name} ls", where], [f"{name} serve --help"]):
                 self._console.print(Text(command_lines(self._console, command), style="cyan"), soft_wrap=True)
             self._console.print(Text("Ctrl-C once drains, twice quits.", style="dim"), soft_wrap=True)
             return
         self._console.print("Try next, in two terminals:", soft_wrap=True)
-        for line in (f"{name} serve markov", *call_command(DEFAULT_ENDPOINT, request)):
+        for line in (f"{name} serve markov", *call_command(DEFAULT_ENDPOINT, ["-d", request])):
             self._console.print(Text(f"  {line}", style="cyan"), soft_wrap=True)
 
     def _tell(self, ending: Ending) -> None:

@@ -118,9 +118,9 @@ def _typed(path: Path) -> str:
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
-def call_command(endpoint: str, data: str, flags: Sequence[str] = ()) -> list[str]:
-    """Return the parts of a command that calls the endpoint, with the flags it needs."""
-    return [f"{program_name()} call {endpoint} -d {shlex.quote(data)}", *flags]
+def call_command(endpoint: str, asking: Sequence[str], flags: Sequence[str] = ()) -> list[str]:
+    """Return the parts of a command that calls the endpoint: what to ask, and the flags it needs."""
+    return [f"{program_name()} call {endpoint} {shlex.join(asking)}", *flags]
 
 
 def command_lines(console: Console, parts: Sequence[str], indent: str = "  ") -> str:

@@ -170,7 +170,9 @@ def _show_card(
     if not opened.is_shared:
         return
     console.print("Ctrl-C once drains, twice quits. In another terminal:", style="dim", soft_wrap=True)
-    parts = call_command(next(iter(served)), EXAMPLE_REQUEST, discovery.flags_to_repeat)
+    name, engine = next(iter(served)), next(iter(worker.engines.values()))
+    asking = ["-d", EXAMPLE_REQUEST] if engine.is_unary else ["--bidi"]
+    parts = call_command(name, asking, discovery.flags_to_repeat)
     console.print(command_lines(console, parts), soft_wrap=True)
 
 
