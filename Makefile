@@ -57,7 +57,7 @@ bench: $(DEV) ## this worker and the real one under the same load, side by side
 
 .PHONY: fuzz
 fuzz: $(DEV) ## attack every decoder, beginning with the captures, and drive the state machines; SECONDS=N
-	@$(PIP) install '.[fuzz]' 2>/dev/null || echo "atheris does not install here: plain mutations instead" >&2
+	@$(PIP) install --editable '.[fuzz]' 2>/dev/null || echo "atheris does not install here: plain mutations instead" >&2
 	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),120)
 
 .PHONY: lint
