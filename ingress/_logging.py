@@ -146,6 +146,12 @@ def request_scope(request_id: str, trace_id: str | None = None, span_id: str | N
         _request_ids.reset(token)
 
 
+def request_id_in(context: contextvars.Context) -> str | None:
+    """Return the id of the request that a task with this context works for, None for no request's."""
+    ids = context.get(_request_ids)
+    return None if ids is None else ids.get("request_id")
+
+
 def log_fields(logger: logging.Logger, level: int, message: str, **fields: object) -> None:
     """Log a fixed message with fields: ``message key=value`` as text, keys of the object as JSON."""
     if logger.isEnabledFor(level):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import types
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
+from types import FrameType
 from typing import Any, Protocol
 
 import trio
@@ -266,6 +267,14 @@ def _resume(step: Any, trap: Any) -> Generator[Any, Any, Any]:
                 trap = step.send(sent)
     except StopIteration as stop:
         return stop.value
+
+
+def resume_under_way(frame: FrameType) -> Any:
+    """Return what a suspended pump waits for, given its innermost frame, and None for any other frame.
+
+    What is stepped by hand is invisible to whoever walks a task's frames; see :mod:`ingress._task_tree`.
+    """
+    return frame.f_locals.get("step") if frame.f_code is _resume.__code__ else None
 
 
 def _await(awaitable: Awaitable[None]) -> Generator[Any, Any, None]:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import trio
 
+from ._task_tree import dump_tasks_on_signal
 from ._text import printable
 from ._worker import CLOSING_TIME, EngineLike, Worker
 from .discovery import FileDiscovery, default_directory
@@ -117,6 +118,7 @@ async def serve_until_signalled(worker: Worker, on_started: Callable[[Worker], N
             async with trio.open_nursery() as nursery:
                 await nursery.start(_drain_on_signal, worker, nursery.cancel_scope, forced, last_resort)
                 nursery.start_soon(_leave_when_stuck, worker)
+                await nursery.start(dump_tasks_on_signal)
                 async with trio.open_nursery() as worker_nursery:
                     await worker_nursery.start(worker.serve)
                     if on_started is not None:

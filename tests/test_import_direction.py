@@ -34,7 +34,7 @@ TABLE: tuple[tuple[str, ...], ...] = (
         "planes",
     ),
     ("_dial_guard",),
-    ("_dialback",),
+    ("_dialback", "_task_tree"),
     ("_response",),
     ("_handler", "_legacy"),
     ("status",),
