@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from .._text import RateLimitedLogger, printable
 from ._exposition import OPENMETRICS_CONTENT_TYPE, TEXT_CONTENT_TYPE, iter_exposition, wants_openmetrics
 from ._health import HealthState
+from ._page import load_page
 from ._progress import Progress
 
 if TYPE_CHECKING:
@@ -73,8 +74,12 @@ def make_app(pages: StatusPages) -> Starlette:
     from starlette.routing import Route
 
     log = RateLimitedLogger(logger)
+    page = load_page(pages.health_path)
     # Pages are printed one at a time: a hundred scrapes at once take turns with the streams between their pieces.
     printing = trio.Lock()
+
+    async def index(request: Request) -> Response:
+        return Response(page.body, headers=dict(page.headers), media_type="text/html")
 
     async def health(request: Request) -> Response:
         code = 200 if pages.health.is_ready else 503
@@ -117,6 +122,7 @@ def make_app(pages: StatusPages) -> Starlette:
             Route(pages.health_path, health),
             Route(pages.live_path, live),
             Route("/metrics", metrics),
+            Route("/", index),
             Route("/progress", progress),
             Route("/engine/{name:path}", engine, methods=any_method),
         ],
