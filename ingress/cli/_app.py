@@ -21,6 +21,8 @@ VERBS = {
     "call": "Send one request to a live worker and stream the answer.",
     "ls": "List the workers that discovery knows.",
     "plugins": "List the shapes, engines, discoveries and planes that are installed.",
+    "top": "Watch what workers do, live.",
+    "doctor": "Check what a worker needs of its surroundings.",
     "decode": "Explain captured bytes, field by field.",
     "check": "Put an engine or a shape through what a cluster may do to it.",
     "new": "Write a small project: an engine or a shape, with its tests.",

@@ -48,9 +48,9 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def nearest(word: str, known: Sequence[str]) -> str | None:
-    """Return the known word that was probably meant."""
-    return next(iter(difflib.get_close_matches(word, known, n=1)), None)
+def nearest(word: str, known: Sequence[str], *, cutoff: float = 0.6) -> str | None:
+    """Return the known word that was probably meant, as long as they are as alike as ``cutoff`` says, of 0 to 1."""
+    return next(iter(difflib.get_close_matches(word, known, n=1, cutoff=cutoff)), None)
 
 
 # -- start-up ---------------------------------------------------------------------------------------------------------
