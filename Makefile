@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(VENV)/.runtime
 DEV := $(VENV)/.dev
+BROWSER := $(VENV)/.browser
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 PEERS := tests/interop/peers/install.py
 PROMETHEUS := tests/interop/peers/prometheus.py
@@ -30,6 +31,11 @@ $(DEV): pyproject.toml | $(BIN)/python
 	@$(PIP) install --editable '.[dev]'
 	@touch $(RUN) $@
 
+# Not in the way of the rest where there is no wheel of it.
+$(BROWSER): pyproject.toml | $(DEV)
+	@$(PIP) install --editable '.[browser]' || echo "no playwright for this machine: nothing is driven in a browser" >&2
+	@touch $@
+
 .PHONY: demo
 demo: $(RUN) ## a worker and a caller in one process: see a stream
 	@$(BIN)/ingress demo
@@ -40,7 +46,7 @@ test: $(DEV) ## every test that needs no service; with a real 1.6.1 client where
 	@if $(BIN)/python $(PEERS) --if-available 1.6.1; then $(BIN)/python -m pytest tests/interop -m smoke; fi
 
 .PHONY: interop
-interop: $(DEV) ## real Dynamo clients and workers of every supported release, and a real Prometheus
+interop: $(DEV) $(BROWSER) ## real Dynamo clients and workers of every supported release, a real Prometheus, a real browser
 	@$(BIN)/python $(PEERS)
 	@$(BIN)/python $(PROMETHEUS)
 	@$(BIN)/python -m tests.interop
@@ -49,6 +55,10 @@ interop: $(DEV) ## real Dynamo clients and workers of every supported release, a
 compatibility: $(DEV) ## write what real peers do into docs/compatibility.md
 	@$(BIN)/python $(PEERS)
 	@INGRESS_WRITE_DOCS=1 $(BIN)/python -m tests.interop
+
+.PHONY: screenshots
+screenshots: $(DEV) $(BROWSER) ## take the pictures of docs/images anew; needs a Chromium
+	@$(BIN)/python -m tests.interop.screenshots
 
 .PHONY: bench
 bench: $(DEV) ## this worker and the real one under the same load, side by side
