@@ -10,6 +10,7 @@ import trio
 from rich.text import Text
 
 from .._text import printable
+from ..discovery import default_directory
 from ._doctor_discovery import check_directory
 from ._doctor_machine import check_clock, check_descriptors, check_libraries, check_plugins, check_python
 from ._doctor_network import check_request_address, check_status_port
@@ -79,7 +80,7 @@ def _checks(worker: WorkerOptions, status: StatusFlags, discovery: DiscoveryOpti
 def _check_discovery(discovery: DiscoveryOptions) -> list[Finding]:
     if discovery.discovery != "file":
         return [ok("discovery", f"{discovery.discovery}: no directory to look at")]
-    return check_directory(discovery.directory)
+    return check_directory(default_directory(discovery.environ))
 
 
 def _in_thread(check: Callable[[], list[Finding]]) -> Check:

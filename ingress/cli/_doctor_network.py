@@ -35,7 +35,7 @@ async def check_request_address(host: str, port: int, advertise: str | None) -> 
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(plane.serve, receive)
-            told = plane.advertised_address
+            told = plane.address
             problem = await _dial(told, path, arrived)
             nursery.cancel_scope.cancel()
     except* StartupError as group:  # nothing may be returned from here
