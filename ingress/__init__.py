@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ._serve import make_worker as make_worker
     from ._serve import run as run
     from ._serve import serving as serving
+    from ._threads import start_engine_thread as start_engine_thread
     from ._worker import Worker as Worker
     from .abc import Context as Context
     from .abc import Dialer as Dialer
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .errors import IngressError as IngressError
     from .errors import InvalidArgument as InvalidArgument
     from .errors import RemoteError as RemoteError
+    from .handover import Handover as Handover
     from .wire.messages import Annotated as Annotated
     from .wire.messages import ErrorEvent as ErrorEvent
     from .wire.records import EndpointId as EndpointId
@@ -43,6 +45,7 @@ _HOMES = {
     "Engine": "abc",
     "ErrorEvent": "wire.messages",
     "FileDiscovery": "discovery",
+    "Handover": "handover",
     "IngressDispatch": "abc",
     "IngressError": "errors",
     "InvalidArgument": "errors",
@@ -56,6 +59,7 @@ _HOMES = {
     "open_client": "client",
     "run": "_serve",
     "serving": "_serve",
+    "start_engine_thread": "_threads",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

@@ -18,8 +18,9 @@ ROOT = Path(__file__).parent.parent
 
 TABLE: tuple[tuple[str, ...], ...] = (
     ("errors", "_version"),
-    ("_log_repeats", "_log_writer", "_network", "_tallies", "_text", "_threads", "wire"),
-    ("_logging", "_tracing", "abc", "bodies", "_collectors", "_failures"),
+    ("_log_repeats", "_log_writer", "_network", "_tallies", "_text", "wire"),
+    ("handover",),
+    ("_logging", "_threads", "_tracing", "abc", "bodies", "_collectors", "_failures"),
     ("_context", "otel"),
     ("metrics",),
     (

@@ -27,6 +27,7 @@ INGRESS = {
     "Engine",
     "ErrorEvent",
     "FileDiscovery",
+    "Handover",
     "IngressDispatch",
     "IngressError",
     "InvalidArgument",
@@ -41,6 +42,7 @@ INGRESS = {
     "open_client",
     "run",
     "serving",
+    "start_engine_thread",
 }
 
 ABC = {

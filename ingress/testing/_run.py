@@ -14,6 +14,7 @@ import trio
 import trio.testing
 
 from .._threads import _limiter as limiter_of_blocking_engines
+from ..handover import tasks_waiting
 from ._outcome import fail
 
 # How often threads and sockets that are being waited for are looked at, in real seconds.
@@ -91,7 +92,7 @@ class _OtherSteps(trio.abc.Instrument):
 
 def _threads_at_work() -> int:
     limiters = (limiter_of_blocking_engines(), trio.to_thread.current_default_thread_limiter())
-    return sum(limiter.borrowed_tokens for limiter in limiters)
+    return sum(limiter.borrowed_tokens for limiter in limiters) + tasks_waiting()
 
 
 def _waiting_for_io() -> int:

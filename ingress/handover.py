@@ -1,0 +1,254 @@
+"""Chunks on their way from another thread to the task of one request: for engines whose library is not trio's.
+
+A hop between threads per chunk costs 60 µs. Here the other thread appends to a deque, and trio is woken once for all
+that has gathered, of all requests, since it last looked. The other side is held back by a budget of bytes and chunks.
+
+Writers of engines that live in a thread of their own use :class:`Handover`; functions that may block become engines by
+themselves, and callbacks and asyncio have `engines.callback` and `engines.asyncio_bridge`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from .wire.messages import Annotated
+
+# What one request's producer may be ahead of the response stream. Either is passed by at most one chunk.
+DEFAULT_MAX_CHUNKS = 256
+DEFAULT_MAX_BYTES = 256 * 1024
+
+# A chunk's weight is estimated: looking at more of its parts than these would cost as much as encoding it.
+_MAX_PARTS = 10_000
+_WEIGHT_OF_A_PART = 16
+
+
+class Handover:
+    """A bounded queue with one producer, in any thread, and one consumer, a trio task.
+
+    The producer calls :meth:`put` and obeys :meth:`hold`, or calls :meth:`put_wait` where it may block; at the end it
+    calls :meth:`finish`, once and always. The consumer iterates over :meth:`take` and calls :meth:`close` when it
+    leaves. Made in the consumer's trio run.
+
+    Args:
+        max_chunks: chunks that may be under way before the producer is held back, those in the consumer's hands
+            included.
+        max_bytes: their estimated bytes.
+        on_space: is called in the trio thread, after :meth:`hold` returned True, when there is room again or nobody
+            wants more. A call more than asked for does no harm and may come. Not for producers that use
+            :meth:`put_wait`.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_chunks: int = DEFAULT_MAX_CHUNKS,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        on_space: Callable[[], object] | None = None,
+    ) -> None:
+        self.is_closed = False
+        """True once the consumer has left; for both sides."""
+        self.error: BaseException | None = None
+        self._max_chunks, self._max_bytes = max_chunks, max_bytes
+        self._space = threading.Event()
+        self._on_space = self._space.set if on_space is None else on_space
+        self._chunks: deque[Any] = deque()
+        # Each number has one writer: the producer counts what it put, the consumer what it is done with.
+        self._put_chunks = self._put_bytes = 0
+        self._done_chunks = self._done_bytes = 0
+        self._in_hand = (0, 0)
+        self._is_held = self._is_asleep = False
+        self.is_finished = False
+        """True once the producer has said that no chunk follows."""
+        self._sleeper: trio.lowlevel.Task | None = None
+        self._waker = _waker()
+
+    # -- the producer's side, in its own thread ------------------------------------------------------------------------
+
+    def put(self, chunk: Any) -> bool:
+        """Hand one chunk over; never waits. False when nobody wants it."""
+        if self.is_closed:
+            return False
+        # Counted first: a consumer between the two lines believes that more is under way, which is harmless.
+        self._put_bytes += weigh(chunk)
+        self._put_chunks += 1
+        self._chunks.append(chunk)
+        if self._is_asleep:
+            self._is_asleep = False
+            self._waker.wake(self)
+        return True
+
+    @property
+    def is_full(self) -> bool:
+        """True when the budget is used up, and somebody still wants what is in it."""
+        return not self.is_closed and (
+            self._put_chunks - self._done_chunks >= self._max_chunks
+            or self._put_bytes - self._done_bytes >= self._max_bytes
+        )
+
+    def hold(self) -> bool:
+        """Announce that the producer is about to wait for ``on_space``; False when it need not."""
+        self._is_held = True
+        return self.is_full
+
+    def put_wait(self, chunk: Any) -> bool:
+        """Hand one chunk over and block this thread while the budget is used up. False when nobody wants more."""
+        if not self.put(chunk):
+            return False
+        while self.is_full:
+            self._space.clear()
+            if self.hold():
+                self._space.wait()
+        return not self.is_closed
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """Say that no chunk follows, and why; what the consumer has not taken yet comes first. The first call counts.
+
+        May be called from any thread, by whoever knows first that the producer is gone.
+        """
+        if not self.is_finished:
+            self.error = error
+            self.is_finished = True
+            if self._is_asleep:
+                self._is_asleep = False
+                self._waker.wake(self)
+
+    # -- the consumer's side, in its task ------------------------------------------------------------------------------
+
+    async def take(self) -> list[Any]:
+        """Wait for chunks and return all there are; an empty list at the end. Asking for more gives the last ones back.
+
+        Raises:
+            BaseException: what :meth:`finish` was given, once everything has been taken.
+        """
+        self._give_back()
+        chunks = self._chunks
+        while True:
+            is_finished = self.is_finished  # looked at before the chunks, for a last one may come in between
+            if chunks:
+                break
+            if is_finished:
+                if self.error is not None:
+                    raise self.error
+                return []
+            await self._sleep(lambda: bool(chunks) or self.is_finished)
+        put_bytes = self._put_bytes
+        taken = [chunks.popleft() for _ in range(len(chunks))]
+        self._in_hand = (len(taken), put_bytes)
+        return taken
+
+    def close(self) -> None:
+        """Want no more: what is under way is dropped, and the producer is told at its next chunk."""
+        self.is_closed = True
+        self._chunks.clear()
+        self._is_held = False
+        self._on_space()
+
+    async def wait_finished(self) -> None:
+        """Wait until the producer has said that it is done; for after :meth:`close`."""
+        while not self.is_finished:
+            await self._sleep(lambda: self.is_finished)
+
+    def _give_back(self) -> None:
+        count, put_bytes = self._in_hand
+        if count:
+            self._in_hand = (0, 0)
+            self._done_chunks += count
+            self._done_bytes = put_bytes
+        if self._is_held:
+            self._is_held = False
+            self._on_space()
+
+    async def _sleep(self, is_over: Callable[[], bool]) -> None:
+        # Announce the nap before the last look, or a chunk that arrives between the two wakes nobody.
+        self._is_asleep = True
+        if is_over():
+            self._is_asleep = False
+            return
+        self._sleeper = trio.lowlevel.current_task()
+        self._waker.sleeping += 1
+        try:
+            await trio.lowlevel.wait_task_rescheduled(self._abort_sleep)
+        finally:
+            self._waker.sleeping -= 1
+
+    def _abort_sleep(self, _: object) -> trio.lowlevel.Abort:
+        self._sleeper = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def _wake(self) -> None:
+        # None where a cancellation came first; and a wake-up that is late for one nap may end the next too early.
+        if self._sleeper is not None:
+            sleeper, self._sleeper = self._sleeper, None
+            trio.lowlevel.reschedule(sleeper)
+
+
+def weigh(chunk: Any) -> int:
+    """Estimate the bytes of a chunk on the wire: exact for text and bytes, a constant for each number and name."""
+    weight, parts = 0, 0
+    heap = [chunk]
+    while heap and parts < _MAX_PARTS:
+        part = heap.pop()
+        kind = type(part)
+        parts += 1
+        weight += _WEIGHT_OF_A_PART
+        if kind is str or kind is bytes or kind is bytearray:
+            weight += len(part)
+        elif kind is dict:
+            weight += _WEIGHT_OF_A_PART * len(part)
+            heap += part.values()
+        elif kind is list or kind is tuple:
+            if part and type(part[0]) in (int, float):
+                weight += 8 * len(part)
+            else:
+                heap += part
+        elif kind is Annotated:
+            heap.append(part.data)
+    return weight
+
+
+def tasks_waiting() -> int:
+    """Return how many tasks of this trio run wait for a producer in another thread."""
+    return _waker().sleeping
+
+
+class _Waker:
+    """Wakes the consumers of one trio run: one entry into the loop for however many have something to take."""
+
+    def __init__(self) -> None:
+        self.sleeping = 0
+        self._token = trio.lowlevel.current_trio_token()
+        self._ready: deque[Handover] = deque()
+        self._is_armed = False
+
+    def wake(self, handover: Handover) -> None:
+        """Have the consumer look again; from any thread."""
+        self._ready.append(handover)
+        if not self._is_armed:
+            self._is_armed = True
+            try:
+                self._token.run_sync_soon(self._deliver)
+            except trio.RunFinishedError:  # an interpreter that ends, or a thread that outlived its run
+                handover.is_closed = True
+
+    def _deliver(self) -> None:
+        self._is_armed = False  # before the look: who comes after it rings again
+        ready = self._ready
+        while ready:
+            ready.popleft()._wake()
+
+
+_wakers: trio.lowlevel.RunVar[_Waker] = trio.lowlevel.RunVar("ingress handover")
+
+
+def _waker() -> _Waker:
+    try:
+        return _wakers.get()
+    except LookupError:
+        waker = _Waker()
+        _wakers.set(waker)
+        return waker
