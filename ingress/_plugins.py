@@ -1,4 +1,4 @@
-"""Plug-ins by entry point: shapes, engines, discoveries, planes; loaded by name, when asked for.
+"""Plug-ins by entry point: shapes, engines, adapters, discoveries, planes; loaded by name, when asked for.
 
 One that is broken, or whose name several distributions claim, is an error for whoever asks for it by name, and for
 nobody else.
@@ -18,10 +18,10 @@ from .errors import PluginError, StartupError
 
 logger = logging.getLogger("ingress.plugins")
 
-GroupName = Literal["shapes", "engines", "discovery", "planes"]
+GroupName = Literal["shapes", "engines", "adapters", "discovery", "planes"]
 MadeT = TypeVar("MadeT")
 
-GROUPS: tuple[GroupName, ...] = ("shapes", "engines", "discovery", "planes")
+GROUPS: tuple[GroupName, ...] = ("shapes", "engines", "adapters", "discovery", "planes")
 
 
 def installed(group: GroupName) -> list[EntryPoint]:

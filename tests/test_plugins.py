@@ -65,7 +65,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 
 def test_the_groups_are_those_of_the_documentation() -> None:
-    assert GROUPS == ("shapes", "engines", "discovery", "planes") == get_args(_plugins.GroupName)
+    assert GROUPS == ("shapes", "engines", "adapters", "discovery", "planes") == get_args(_plugins.GroupName)
 
 
 def test_the_built_in_ones_are_found_like_anyones() -> None:

@@ -21,7 +21,7 @@ from ._logging import wants_json
 from ._options import DEFAULT_DISCOVERY, DEFAULT_OUTPUT, DiscoveryOptions, OutputOptions, check_endpoint
 from ._screen import Row, call_command, command_lines, print_card
 from ._status_options import DEFAULT_STATUS, StatusFlags
-from ._targets import Target, resolve_target
+from ._targets import Target, resolve_asyncio_targets, resolve_target
 from ._trace_options import DEFAULT_TRACES, TraceFlags
 from ._worker_options import DEFAULT_WORKER, WorkerOptions
 
@@ -33,6 +33,7 @@ EXAMPLE_REQUEST = '{"prompt":"hello"}'
 def serve(
     *targets: str,
     endpoint: Annotated[list[str] | None, Parameter(negative=())] = None,
+    asyncio: Annotated[bool, Parameter(negative=())] = False,
     worker: WorkerOptions = DEFAULT_WORKER,
     status: StatusFlags = DEFAULT_STATUS,
     traces: TraceFlags = DEFAULT_TRACES,
@@ -49,10 +50,13 @@ def serve(
         module:attr, file.py:attr (attr is generate if left out), or the name of an installed engine.
     endpoint
         namespace.component.endpoint of the first target, of the second, and so on. A single target has a default.
+    asyncio
+        The targets are asyncio handlers, as written for Dynamo: async def generate(request, context).
     """
     log_writer = output.set_up_logging(logging.INFO)
     endpoints = pair_endpoints(targets, endpoint or [], worker.namespace)
-    served = {name: resolve_target(text) for name, text in zip(endpoints, targets, strict=True)}
+    found = resolve_asyncio_targets(targets) if asyncio else [resolve_target(text) for text in targets]
+    served = dict(zip(endpoints, found, strict=True))
     opened = discovery.open()
     options = {
         "discovery": opened,

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,19 +42,38 @@ def resolve_target(text: str) -> Target:
     Raises:
         CommandError: with exit code 3 and the next thing to type.
     """
+    return _checked(*_find(text))
+
+
+def resolve_asyncio_targets(texts: Sequence[str]) -> list[Target]:
+    """Find and import handlers written for asyncio, and make engines of them that share one loop.
+
+    Raises:
+        CommandError: with exit code 3 and the next thing to type.
+    """
+    found = [_find(text) for text in texts]
+    try:
+        engines = load("adapters", "asyncio")([handler for handler, _ in found])
+    except PluginError as exc:
+        raise _failure("--asyncio cannot be used", str(exc), "ingress plugins") from exc
+    except StartupError as exc:
+        raise startup_error(exc) from exc
+    return [_checked(engine, f"{label} (asyncio)") for engine, (_, label) in zip(engines, found, strict=True)]
+
+
+def _find(text: str) -> tuple[Any, str]:
+    """Return what the text names, and how the start-up card shall call it."""
     place, colon, attribute = text.rpartition(":")
     if not colon:
         place, attribute = text, DEFAULT_ATTRIBUTE
     if place.endswith(".py"):
-        return _checked(
-            _attribute_of(_module_in_file(Path(place)), attribute, place), f"{Path(place).name}:{attribute}"
-        )
+        return _attribute_of(_module_in_file(Path(place)), attribute, place), f"{Path(place).name}:{attribute}"
     if colon:
-        return _checked(_attribute_of(_module_named(place), attribute, place), text)
+        return _attribute_of(_module_named(place), attribute, place), text
     return _plug_in(text)
 
 
-def _plug_in(name: str) -> Target:
+def _plug_in(name: str) -> tuple[Any, str]:
     points = [point for point in installed("engines") if point.name == name]
     if not points:
         known = sorted({point.name for point in installed("engines")})
@@ -69,7 +89,7 @@ def _plug_in(name: str) -> Target:
         raise _failure(f"engine {name!r} cannot be used", str(exc), "ingress plugins") from exc
     distribution = distribution_of(points[0])
     origin = "built in" if distribution.split(" ")[0] == OWN_DISTRIBUTION else distribution
-    return _checked(engine, f"{name} ({origin})")
+    return engine, f"{name} ({origin})"
 
 
 def _module_named(name: str) -> ModuleType:
