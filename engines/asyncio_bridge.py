@@ -196,10 +196,10 @@ class _Request:
                 if context.has_stopped_itself or not put(chunk):
                     break
                 in_slice += 1
-                while handover.is_full:
+                if handover.is_full:
                     await self._wait_for_space()
                     in_slice = 0
-                if in_slice >= _SLICE:
+                elif in_slice >= _SLICE:
                     await asyncio.sleep(0)
                     in_slice = 0
         finally:
@@ -208,8 +208,10 @@ class _Request:
                 await close()
 
     async def _wait_for_space(self) -> None:
-        self._space = self._loop.loop.create_future()
-        if self.handover.hold():
+        while True:
+            self._space = self._loop.loop.create_future()
+            if not self.handover.hold():
+                return
             await self._space
 
     def _release(self) -> None:

@@ -63,7 +63,7 @@ class Sink:
         Raises:
             GenerateError: the caller is so slow that more must not be kept for it; the request has been ended.
         """
-        if self._handover.is_full:
+        if self._handover.hold():
             error = GenerateError("the caller is too slow for a library that does not wait")
             self._handover.finish(error)
             raise error

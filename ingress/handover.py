@@ -52,6 +52,8 @@ class Handover:
     ) -> None:
         self.is_closed = False
         """True once the consumer has left; for both sides."""
+        self.is_full = False
+        """True when the budget was used up at the last :meth:`put`; :meth:`hold` tells whether it still is."""
         self.error: BaseException | None = None
         self._max_chunks, self._max_bytes = max_chunks, max_bytes
         self._space = threading.Event()
@@ -80,26 +82,22 @@ class Handover:
         if self._is_asleep:
             self._is_asleep = False
             self._waker.wake(self)
-        return True
-
-    @property
-    def is_full(self) -> bool:
-        """True when the budget is used up, and somebody still wants what is in it."""
-        return not self.is_closed and (
+        self.is_full = (
             self._put_chunks - self._done_chunks >= self._max_chunks
             or self._put_bytes - self._done_bytes >= self._max_bytes
         )
+        return True
 
     def hold(self) -> bool:
         """Announce that the producer is about to wait for ``on_space``; False when it need not."""
         self._is_held = True
-        return self.is_full
+        return self._is_over_budget()
 
     def put_wait(self, chunk: Any) -> bool:
         """Hand one chunk over and block this thread while the budget is used up. False when nobody wants more."""
         if not self.put(chunk):
             return False
-        while self.is_full:
+        while self.is_full and self._is_over_budget():
             self._space.clear()
             if self.hold():
                 self._space.wait()
@@ -153,6 +151,12 @@ class Handover:
         while not self.is_finished:
             await self._sleep(lambda: self.is_finished)
 
+    def _is_over_budget(self) -> bool:
+        return not self.is_closed and (
+            self._put_chunks - self._done_chunks >= self._max_chunks
+            or self._put_bytes - self._done_bytes >= self._max_bytes
+        )
+
     def _give_back(self) -> None:
         count, put_bytes = self._in_hand
         if count:
@@ -189,8 +193,22 @@ class Handover:
 
 def weigh(chunk: Any) -> int:
     """Estimate the bytes of a chunk on the wire: exact for text and bytes, a constant for each number and name."""
+    if type(chunk) is not dict:
+        return _weigh_parts([chunk])
+    weight = _WEIGHT_OF_A_PART * (1 + len(chunk))
+    for value in chunk.values():  # the usual chunk: a text, some tokens, some numbers
+        kind = type(value)
+        if kind is str:
+            weight += len(value)
+        elif kind is list and value and type(value[0]) is int:
+            weight += 8 * len(value)
+        elif kind is not int and value is not None:
+            weight += _weigh_parts([value])
+    return weight
+
+
+def _weigh_parts(heap: list[Any]) -> int:
     weight, parts = 0, 0
-    heap = [chunk]
     while heap and parts < _MAX_PARTS:
         part = heap.pop()
         kind = type(part)
@@ -205,7 +223,7 @@ def weigh(chunk: Any) -> int:
             if part and type(part[0]) in (int, float):
                 weight += 8 * len(part)
             else:
-                heap += part
+                heap += part[: _MAX_PARTS - parts]
         elif kind is Annotated:
             heap.append(part.data)
     return weight

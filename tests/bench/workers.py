@@ -40,9 +40,14 @@ class RunningWorker:
 
 
 def command_of(name: str) -> list[str]:
-    if name == "ours":
-        target = "tests.bench.engine:bench"
-        return [sys.executable, "-m", "ingress", "serve", target, "--endpoint", str(ENDPOINT), "--codec", "json"]
+    targets = {
+        "ours": ["tests.bench.engine:bench"],
+        "bridge": ["--asyncio", "tests/interop/peers/dynamo_engines.py:bench"],
+        "bridge without uvloop": ["tests.bench.bridged:plain"],
+    }
+    if name in targets:
+        options = ["--endpoint", str(ENDPOINT), "--codec", "json"]
+        return [sys.executable, "-m", "ingress", "serve", *targets[name], *options]
     return peers.worker_command("1.6.1", "demo", "backend", engine="bench")
 
 

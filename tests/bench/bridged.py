@@ -1,0 +1,15 @@
+"""The real worker's benchmark handler behind our bridge, on asyncio's own loop."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from engines.asyncio_bridge import AsyncioEngine
+from engines.asyncio_loop import AsyncioLoop
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "interop" / "peers"))  # the handler imports its neighbours
+
+from dynamo_engines import bench
+
+plain = AsyncioEngine(bench, loop=AsyncioLoop(use_uvloop=False))
