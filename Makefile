@@ -64,6 +64,7 @@ screenshots: $(DEV) $(BROWSER) ## take the pictures of docs/images anew; needs a
 bench: $(DEV) ## this worker and the real one under the same load, side by side
 	@$(BIN)/python $(PEERS) 1.6.1
 	@$(BIN)/python -m tests.bench
+	@$(BIN)/python -m tests.bench.bridge
 
 .PHONY: fuzz
 fuzz: $(DEV) ## attack every decoder, beginning with the captures, and drive the state machines; SECONDS=N

@@ -25,7 +25,7 @@ from ingress import errors as ingress_errors
 from ingress.errors import GenerateError, StartupError
 
 from .asyncio_loop import AsyncioLoop
-from .dynamo_context import DynamoContext
+from .dynamo_context import DynamoContext, StopSignal
 
 logger = logging.getLogger("ingress.asyncio")
 
@@ -109,13 +109,13 @@ class _Request:
         self._loop = loop
         self._wind_down = wind_down
         self._watch_scope: trio.CancelScope | None = None
+        self._stop = StopSignal(self._on_first_wait, self._on_stop)
         self._dynamo_context = DynamoContext(
             context,
             id=context.id,
             metadata=context.metadata,
             headers=context.headers,
-            on_first_watch=self._on_first_watch,
-            on_stop=self._on_stop,
+            stop=self._stop,
         )
         self._variables = contextvars.copy_context()
         self._task: asyncio.Task[None] | None = None
@@ -154,7 +154,7 @@ class _Request:
         """Tell the handler of a stop that does not cancel it: one with a grace."""
         with trio.CancelScope() as self._watch_scope:
             await self._context.stopped()
-            self._loop.call(self._dynamo_context.resolve)
+            self._loop.call(self._stop.resolve)
 
     def _begin_watch(self) -> None:
         if not self.handover.is_closed and not self.handover.is_finished:
@@ -188,12 +188,12 @@ class _Request:
                 return
         if not isinstance(chunks, AsyncIterable):
             raise GenerateError(f"handler returned {type(chunks).__name__}, expected an async iterable of chunks")
-        handover, context, in_slice = self.handover, self._dynamo_context, 0
+        handover, stop, in_slice = self.handover, self._stop, 0
         put = handover.put
         iterator = aiter(chunks)
         try:
             async for chunk in iterator:
-                if context.has_stopped_itself or not put(chunk):
+                if stop.is_own or not put(chunk):
                     break
                 in_slice += 1
                 if handover.is_full:
@@ -219,16 +219,16 @@ class _Request:
             self._space.set_result(None)
 
     def _wind_up(self) -> None:
-        self._dynamo_context.resolve()
+        self._stop.resolve()
         self._release()  # held at a yield, it ends there with a GeneratorExit
         if self._task is None or self._task.done():
             return
-        if self._dynamo_context.was_asked:
+        if self._stop.was_asked:
             self._loop.loop.call_later(self._wind_down, self._task.cancel)
         else:
             self._task.cancel()
 
-    def _on_first_watch(self) -> None:
+    def _on_first_wait(self) -> None:
         self._loop.call_trio(self._begin_watch)
 
     def _on_stop(self) -> None:
@@ -265,12 +265,22 @@ def _calling(handler: Handler) -> Handler:
     )
 
 
+_DYNAMO_EXCEPTIONS = {
+    "InvalidArgument": ingress_errors.InvalidArgument,
+    "CannotConnect": ingress_errors.CannotConnect,
+    "Disconnected": ingress_errors.Disconnected,
+    "ConnectionTimeout": ingress_errors.ConnectionTimeout,
+    "Cancelled": ingress_errors.RequestCancelled,
+    "EngineShutdown": ingress_errors.EngineShutdown,
+    "Unknown": GenerateError,
+}
+
+
 def _translated(error: BaseException) -> BaseException:
-    """Return our exception for one of ``dynamo.llm.exceptions``, which bear the same names; any other as it is."""
+    """Return our exception for one of ``dynamo.llm.exceptions``, so that its kind goes home; any other as it is."""
     for kind in type(error).__mro__:
-        ours = getattr(ingress_errors, kind.__name__, None)
-        module = kind.__module__.partition(".")[0]
-        if module == "dynamo" and isinstance(ours, type) and issubclass(ours, GenerateError):
+        ours = _DYNAMO_EXCEPTIONS.get(kind.__name__)
+        if ours is not None and kind.__module__.partition(".")[0] == "dynamo":
             translated = ours(str(error))
             translated.__cause__, translated.__traceback__ = error, error.__traceback__
             return translated

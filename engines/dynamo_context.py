@@ -21,26 +21,56 @@ _TRACE_HEADERS = ("traceparent", "tracestate", "x-request-id", "request-id")
 _MISSING: Any = object()
 
 
+class StopSignal:
+    """Who waits for a request's end, and whether the handler ended it itself; for the asyncio thread.
+
+    Args:
+        on_first_wait: is called once, when somebody begins to wait for the end.
+        on_stop: is called when the handler itself ends the answer.
+    """
+
+    def __init__(
+        self, on_first_wait: Callable[[], None] = lambda: None, on_stop: Callable[[], None] = lambda: None
+    ) -> None:
+        self.was_asked = False
+        """True once the handler has asked whether it is stopped: one that does may end by itself."""
+        self.is_own = False
+        """True once the handler has ended the answer."""
+        self._on_first_wait = on_first_wait
+        self._on_stop = on_stop
+        self._waiting: list[asyncio.Future[bool]] | None = None
+
+    def stop(self) -> None:
+        """End the answer, as the handler asks for."""
+        self.is_own = True
+        self.resolve()
+        self._on_stop()
+
+    def wait(self, future: asyncio.Future[bool]) -> None:
+        """Keep a future until the end."""
+        if self._waiting is None:
+            self._waiting = []
+            self._on_first_wait()
+        elif len(self._waiting) & (len(self._waiting) - 1) == 0:  # at every doubling: who waits anew for each chunk
+            self._waiting = [waiting for waiting in self._waiting if not waiting.done()]
+        self._waiting.append(future)
+
+    def resolve(self) -> None:
+        """Wake whoever waits: the end has come."""
+        for waiting in self._waiting or ():
+            if not waiting.done():
+                waiting.set_result(True)
+        self._waiting = [] if self._waiting is not None else None
+
+
 class DynamoContext:
     """What a handler may know of, and do to, its request; for the asyncio thread.
 
     Args:
         context: the request's own context; None for a detached one, which nothing stops but itself.
-        on_first_watch: is called once, when somebody begins to wait for the end.
-        on_stop: is called when the handler itself ends the answer.
     """
 
-    __slots__ = (
-        "_context",
-        "_headers",
-        "_id",
-        "_metadata",
-        "_on_first_watch",
-        "_on_stop",
-        "_waiting",
-        "has_stopped_itself",
-        "was_asked",
-    )
+    __slots__ = ("_context", "_headers", "_id", "_metadata", "_stop")
 
     def __init__(
         self,
@@ -49,19 +79,13 @@ class DynamoContext:
         id: str,  # noqa: A002 - as the real one calls it
         metadata: Mapping[str, str],
         headers: Mapping[str, str],
-        on_first_watch: Callable[[], None] = lambda: None,
-        on_stop: Callable[[], None] = lambda: None,
+        stop: StopSignal,
     ) -> None:
         self._context = context
         self._id = id
         self._metadata = ContextMetadata(metadata)
         self._headers = headers
-        self._on_first_watch = on_first_watch
-        self._on_stop = on_stop
-        self.has_stopped_itself = False
-        self._waiting: list[asyncio.Future[bool]] | None = None
-        self.was_asked = False
-        """True once the handler has asked whether it is stopped: one that does may end by itself."""
+        self._stop = stop
 
     # -- who asked -----------------------------------------------------------------------------------------------------
 
@@ -80,46 +104,32 @@ class DynamoContext:
 
     def detached(self, id: str) -> DynamoContext:  # noqa: A002 - as the real one calls it
         """Return a context of another id that is not stopped with this one; trace and metadata are copied."""
-        return DynamoContext(None, id=id, metadata=self._metadata.copy(), headers=self._headers)
+        return DynamoContext(None, id=id, metadata=self._metadata.copy(), headers=self._headers, stop=StopSignal())
 
     # -- whether it is still wanted ------------------------------------------------------------------------------------
 
     def is_stopped(self) -> bool:
         """True once the caller wants no more, by stop, kill or going away."""
-        self.was_asked = True
-        return self.has_stopped_itself or (self._context is not None and self._context.is_stopped)
+        self._stop.was_asked = True
+        return self._stop.is_own or (self._context is not None and self._context.is_stopped)
 
     def is_killed(self) -> bool:
         """True once nothing that is still yielded can reach the caller."""
-        self.was_asked = True
+        self._stop.was_asked = True
         return self._context is not None and self._context.is_killed
 
     def stop_generating(self) -> None:
         """End the answer here, as if the caller had asked for it: nothing that is yielded from now on is sent."""
-        self.has_stopped_itself = True
-        self.resolve()
-        self._on_stop()
+        self._stop.stop()
 
     def async_killed_or_stopped(self) -> asyncio.Future[bool]:
         """Return a future that becomes True when the request is stopped or killed."""
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         if self.is_stopped():
             future.set_result(True)
-            return future
-        if self._waiting is None:
-            self._waiting = []
-            self._on_first_watch()
-        elif len(self._waiting) & (len(self._waiting) - 1) == 0:  # at every doubling: who waits anew for each chunk
-            self._waiting = [waiting for waiting in self._waiting if not waiting.done()]
-        self._waiting.append(future)
+        else:
+            self._stop.wait(future)
         return future
-
-    def resolve(self) -> None:
-        """Wake whoever waits for the end: it has come."""
-        for waiting in self._waiting or ():
-            if not waiting.done():
-                waiting.set_result(True)
-        self._waiting = [] if self._waiting is not None else None
 
     def notify_first_token(self) -> None:
         """Do nothing: no abort of ours waits for a first token."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -10,6 +11,4 @@ from engines.asyncio_loop import AsyncioLoop
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "interop" / "peers"))  # the handler imports its neighbours
 
-from dynamo_engines import bench
-
-plain = AsyncioEngine(bench, loop=AsyncioLoop(use_uvloop=False))
+plain = AsyncioEngine(importlib.import_module("dynamo_engines").bench, loop=AsyncioLoop(use_uvloop=False))

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import dynamo_handlers
 from encoding_cases import CASES
 from events import emit
 
@@ -145,6 +146,7 @@ ENGINES: dict[str, Engine] = {
     "awaiting": awaiting,
     "bench": bench,
     "cases": cases,
+    "handlers": dynamo_handlers.generate,
 }
 
 
