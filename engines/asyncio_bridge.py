@@ -147,7 +147,6 @@ class _Request:
 
     def fail(self, error: BaseException) -> None:
         self.handover.finish(error)
-        self.handover.close()
         self._loop.call(self._wind_up)  # for a loop that is blocked now and goes on later
 
     async def _watch(self) -> None:
@@ -166,7 +165,7 @@ class _Request:
     # -- the asyncio side ----------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        if self.handover.is_closed:
+        if self.handover.is_closed or self.handover.is_finished:
             self.handover.finish()  # cancelled before it began
         else:
             self._task = self._loop.loop.create_task(self._run(), context=self._variables)
@@ -176,8 +175,9 @@ class _Request:
         try:
             await self._pass_on()
         except BaseException as exc:  # a SystemExit too: it is the request's own, and must not end the loop
-            error = exc
-        self.handover.finish(None if error is None else _translated(error))
+            error = _translated(exc)
+        # A loop that has died cancels its tasks; that is not what their callers should hear.
+        self.handover.finish(self._loop.death() or error)
 
     async def _pass_on(self) -> None:
         chunks = self._call(self._request, self._dynamo_context)

@@ -40,7 +40,7 @@ class OpenRequest(Protocol):
 class AsyncioLoop:
     """The loop and its thread; uvloop's where it is installed. Shared by engines whose objects know each other.
 
-    For the trio thread, except :meth:`call_trio`.
+    For the trio thread, except :meth:`call_trio` and :meth:`death`.
     """
 
     def __init__(self, *, blocked_timeout: float = DEFAULT_BLOCKED_TIMEOUT, use_uvloop: bool | None = None) -> None:
@@ -121,7 +121,13 @@ class AsyncioLoop:
         if self.failure is None:
             self.failure = exc
             logger.error("the asyncio loop has died, and with it every engine in it: %r", exc, exc_info=exc)
-            self.call_trio(self._fail_all, f"the asyncio loop of this engine has died: {type(exc).__name__}: {exc}")
+            self.call_trio(self._fail_all, str(self.death()))
+
+    def death(self) -> EngineShutdown | None:
+        """What to tell the requests of a loop that has died; None while it lives. For any thread."""
+        if self.failure is None:
+            return None
+        return EngineShutdown(f"the asyncio loop of this engine has died: {self.failure!r}")
 
     # -- between the threads -------------------------------------------------------------------------------------------
 
@@ -156,8 +162,8 @@ class AsyncioLoop:
         """
         if not self.is_running:
             raise EngineShutdown("the engine is not running: its lifespan has not been entered")
-        if self.failure is not None:
-            raise EngineShutdown(f"the asyncio loop of this engine has died: {self.failure!r}")
+        if (death := self.death()) is not None:
+            raise death
         self._open.add(request)
         self._opened.set()
         try:

@@ -72,8 +72,8 @@ class Handover:
     # -- the producer's side, in its own thread ------------------------------------------------------------------------
 
     def put(self, chunk: Any) -> bool:
-        """Hand one chunk over; never waits. False when nobody wants it."""
-        if self.is_closed:
+        """Hand one chunk over; never waits. False when nobody wants it, or :meth:`finish` has been called."""
+        if self.is_closed or self.is_finished:
             return False
         # Counted first: a consumer between the two lines believes that more is under way, which is harmless.
         self._put_bytes += weigh(chunk)
@@ -152,7 +152,7 @@ class Handover:
             await self._sleep(lambda: self.is_finished)
 
     def _is_over_budget(self) -> bool:
-        return not self.is_closed and (
+        return not (self.is_closed or self.is_finished) and (
             self._put_chunks - self._done_chunks >= self._max_chunks
             or self._put_bytes - self._done_bytes >= self._max_bytes
         )
