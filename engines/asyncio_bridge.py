@@ -114,7 +114,7 @@ class _Request:
             context,
             id=context.id,
             metadata=context.metadata,
-            headers=context.headers,
+            trace=context,
             stop=self._stop,
         )
         self._variables = contextvars.copy_context()

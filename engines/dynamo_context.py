@@ -13,10 +13,10 @@ from typing import Any
 
 from ingress import Context
 
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-([0-9a-f]{16})-[0-9a-f]{2}")
 
-# What is passed on to an engine's own HTTP calls, where the caller sent it.
-_TRACE_HEADERS = ("traceparent", "tracestate", "x-request-id", "request-id")
+# What is passed on beside the trace, where the caller sent it.
+_ID_HEADERS = ("x-request-id", "request-id")
 
 _MISSING: Any = object()
 
@@ -68,9 +68,10 @@ class DynamoContext:
 
     Args:
         context: the request's own context; None for a detached one, which nothing stops but itself.
+        trace: the context whose trace it belongs to.
     """
 
-    __slots__ = ("_context", "_headers", "_id", "_metadata", "_stop")
+    __slots__ = ("_context", "_id", "_metadata", "_stop", "_trace")
 
     def __init__(
         self,
@@ -78,13 +79,13 @@ class DynamoContext:
         *,
         id: str,  # noqa: A002 - as the real one calls it
         metadata: Mapping[str, str],
-        headers: Mapping[str, str],
+        trace: Context,
         stop: StopSignal,
     ) -> None:
         self._context = context
         self._id = id
         self._metadata = ContextMetadata(metadata)
-        self._headers = headers
+        self._trace = trace
         self._stop = stop
 
     # -- who asked -----------------------------------------------------------------------------------------------------
@@ -104,7 +105,7 @@ class DynamoContext:
 
     def detached(self, id: str) -> DynamoContext:  # noqa: A002 - as the real one calls it
         """Return a context of another id that is not stopped with this one; trace and metadata are copied."""
-        return DynamoContext(None, id=id, metadata=self._metadata.copy(), headers=self._headers, stop=StopSignal())
+        return DynamoContext(None, id=id, metadata=self._metadata.copy(), trace=self._trace, stop=StopSignal())
 
     # -- whether it is still wanted ------------------------------------------------------------------------------------
 
@@ -138,25 +139,27 @@ class DynamoContext:
 
     @property
     def trace_id(self) -> str | None:
-        """The caller's trace, 32 hex digits; None without one."""
-        return self._traceparent()[0]
+        """The request's trace, 32 hexadecimal digits; None without one."""
+        return self._trace.trace_id
 
     @property
     def span_id(self) -> str | None:
-        """The span under which the engine's own spans belong: the caller's, for the worker adds none of its own."""
-        return self._traceparent()[1]
+        """The span that the engine's own calls belong under: the request's, or the caller's where none are exported."""
+        return self._trace.span_id
 
     @property
     def parent_span_id(self) -> str | None:
         """The caller's span."""
-        return self._traceparent()[1]
+        found = _TRACEPARENT.fullmatch(self._trace.headers.get("traceparent", ""))
+        return found[1] if found else None
 
     def trace_headers(self) -> dict[str, str] | None:
         """The headers for an engine's own calls: ``traceparent`` and its companions; None without a trace."""
-        if self.trace_id is None:
+        headers = self._trace.trace_headers()
+        if not headers:
             return None
-        found = {name: self._headers[name] for name in _TRACE_HEADERS if name in self._headers}
-        return {"request-id": self._id, **found}
+        asked = {name: self._trace.headers[name] for name in _ID_HEADERS if name in self._trace.headers}
+        return {"request-id": self._id, **asked, **headers}
 
     def current_span(self) -> SpanProxy:
         """A span that takes everything and records nothing."""
@@ -165,10 +168,6 @@ class DynamoContext:
     def start_span(self, name: str, attrs: dict[str, Any] | None = None) -> SpanProxy:
         """A span that takes everything and records nothing."""
         return SpanProxy()
-
-    def _traceparent(self) -> tuple[str, str] | tuple[None, None]:
-        found = _TRACEPARENT.fullmatch(self._headers.get("traceparent", ""))
-        return (found[1], found[2]) if found else (None, None)
 
 
 class ContextMetadata:
