@@ -41,6 +41,8 @@ def error_event_of(failure: BaseException) -> ErrorEvent:
         return error_event_of(failure.exceptions[0])
     if isinstance(failure, GeneratorExit):
         return ErrorEvent.of_kind("EngineShutdown", "engine shutting down")
+    if isinstance(failure, Overloaded):
+        return ErrorEvent.overloaded(_text_of(failure))
     if isinstance(failure, IngressError):
         # Named exceptions carry their text without a type prefix; only an InvalidArgument is meant for the end user.
         kind = failure.backend_kind

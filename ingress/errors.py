@@ -128,7 +128,7 @@ class RemoteProtocolError(ProtocolError):
 
 
 class Overloaded(IngressError):
-    """Every slot and every place in the queue is taken."""
+    """Every slot and every place in the queue is taken; an engine raises it where what it needs has no room."""
 
 
 class Unavailable(IngressError):

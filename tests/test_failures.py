@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from ingress._failures import describe_failure, is_cancellation, refusal_text
+from ingress._failures import describe_failure, error_event_of, is_cancellation, refusal_text
 from ingress.errors import (
     DeserializationError,
     DialBackRefused,
@@ -48,6 +48,15 @@ from .raw_caller import open_stage, slow_network
 )
 def test_refusals_have_the_texts_that_callers_understand(error: Any, text: str) -> None:
     assert refusal_text(error) == text
+
+
+def test_an_overload_within_an_engine_has_the_one_form_that_frontends_answer_with_529() -> None:
+    assert error_event_of(Overloaded("no room")).to_wire() == {
+        "error_type": "ResourceExhausted",
+        "class": "CapacityExhausted",
+        "message": "no room",
+        "diagnostic": "no room",
+    }
 
 
 def test_a_failure_is_described_in_one_short_line_with_its_place() -> None:

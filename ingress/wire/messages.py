@@ -219,6 +219,15 @@ class ErrorEvent:
             public_message=message if is_public else None,
         )
 
+    @classmethod
+    def overloaded(cls, message: str) -> ErrorEvent:
+        """Build the event of an engine that has no room.
+
+        The 1.6.1 frontend answers it with HTTP 529 and keeps the instance, but only in this form: of the top-level
+        type, and without a reason, for one that it does not know makes it an HTTP 500 (docs/wire.md §4).
+        """
+        return cls(message, "ResourceExhausted", is_backend=False, error_class="CapacityExhausted", diagnostic=message)
+
     def to_wire(self) -> dict[str, Any]:
         """Return the object as released workers write it; up to 1.5.1 clients ignore the newer keys."""
         wire: dict[str, Any] = {"error_type": {"Backend": self.kind} if self.is_backend else self.kind}
