@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.cookiejar
 import logging
 import os
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -44,10 +43,6 @@ _TAIL_TIMEOUT = 1.0
 _MAX_TAIL = 64 * 1024
 
 _MAX_ERROR_BODY = 64 * 1024
-
-# Of the caller's headers these go on, where they are what a header may hold.
-_TRACE_HEADERS = ("traceparent", "tracestate")
-_HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,1022}[\x21-\x7e])?")
 
 
 class OpenAIUpstream(Engine):
@@ -141,7 +136,10 @@ class OpenAIUpstream(Engine):
         path, body = read_request(request, self.model)
         with self._failures_translated():
             deadline = trio.current_time() + self.first_byte_timeout
-            async with self._open(path, body, context.headers, deadline) as response, self._read(response) as pieces:
+            async with (
+                self._open(path, body, context.trace_headers(), deadline) as response,
+                self._read(response) as pieces,
+            ):
                 first = await self._next(pieces, deadline - trio.current_time())
                 if response.status_code != 200:
                     raise failure_of_body(await self._join(first, pieces, _MAX_ERROR_BODY), response.status_code)
@@ -161,13 +159,11 @@ class OpenAIUpstream(Engine):
 
     @asynccontextmanager
     async def _open(
-        self, path: str, body: bytes, headers: Mapping[str, str], deadline: float
+        self, path: str, body: bytes, trace: Mapping[str, str], deadline: float
     ) -> AsyncIterator[httpx2.Response]:
         if self._client is None:
             raise RuntimeError("OpenAIUpstream.generate is called outside lifespan()")
-        request = self._client.build_request(
-            "POST", f"{self.base_url}{path}", content=body, headers=_trace_headers(headers)
-        )
+        request = self._client.build_request("POST", f"{self.base_url}{path}", content=body, headers=trace)
         with trio.fail_at(deadline):
             response = await self._client.send(request, stream=True)
         try:
@@ -258,8 +254,3 @@ class OpenAIUpstream(Engine):
             ) from exc
         except httpx2.TransportError as exc:
             raise Disconnected(f"upstream closed the connection in mid-answer ({type(exc).__name__})") from exc
-
-
-def _trace_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """What a caller sends is passed on only where it cannot break the request."""
-    return {name: headers[name] for name in _TRACE_HEADERS if _HEADER_VALUE.fullmatch(headers.get(name, ""))}

@@ -173,7 +173,7 @@ async def test_the_model_and_the_key_are_those_of_the_worker(monkeypatch: pytest
     assert server.calls[0].headers["authorization"] == "Bearer secret-key"
 
 
-async def test_trace_headers_go_on_where_they_are_fit_for_a_header() -> None:
+async def test_trace_headers_go_on_where_they_are_valid() -> None:
     async with behind(whole(sse(chat_chunks("x")))) as (server, client):
         await asked(client, CHAT, headers={"traceparent": TRACEPARENT, "tracestate": "a=1", "cookie": "c"})
         await asked(client, CHAT, headers={"traceparent": "x\r\nevil: 1", "tracestate": "é"})
