@@ -97,6 +97,12 @@ def test_json_has_a_schema_and_every_finding(capsys: pytest.CaptureFixture[str],
     assert {finding["remedy"] for finding in document["findings"] if finding["verdict"] == "ok"} == {None}
 
 
+def test_what_is_not_used_is_not_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--discovery", "mem", "--json"]) == 0
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert [each["text"] for each in findings if each["topic"] == "discovery"] == ["mem: no directory to look at"]
+
+
 async def test_a_check_that_breaks_or_hangs_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     async def breaks() -> list[Finding]:
         return [Finding(Verdict.OK, "", str(1 / 0))]

@@ -10,6 +10,7 @@ import trio
 from rich.text import Text
 
 from .._text import printable
+from .._worker import DEFAULT_PLANE
 from ..discovery import default_directory
 from ._doctor_discovery import check_directory
 from ._doctor_machine import check_clock, check_descriptors, check_libraries, check_plugins, check_python
@@ -17,7 +18,7 @@ from ._doctor_network import check_request_address, check_status_port
 from ._doctor_variables import check_variables, names_we_read
 from ._errors import EXIT_CLEAN, EXIT_FAILED
 from ._findings import Finding, Verdict, fail, ok
-from ._options import DEFAULT_DISCOVERY, DEFAULT_OUTPUT, AsJson, DiscoveryOptions, OutputOptions
+from ._options import DEFAULT_BACKEND, DEFAULT_DISCOVERY, DEFAULT_OUTPUT, AsJson, DiscoveryOptions, OutputOptions
 from ._payloads import print_document
 from ._status_options import DEFAULT_STATUS, StatusFlags
 from ._worker_options import DEFAULT_WORKER, WorkerOptions
@@ -71,16 +72,22 @@ def _checks(worker: WorkerOptions, status: StatusFlags, discovery: DiscoveryOpti
         ("clock", _in_thread(check_clock)),
         ("descriptors", _in_thread(lambda: check_descriptors(worker.engine_request_limit))),
         ("discovery", _in_thread(lambda: _check_discovery(discovery))),
-        ("address", partial(check_request_address, worker.host, worker.port, worker.advertise)),
+        ("address", partial(_check_address, worker)),
         ("status", partial(check_status_port, status.status_host, status.status_port)),
         ("plug-ins", _in_thread(check_plugins)),
     ]
 
 
 def _check_discovery(discovery: DiscoveryOptions) -> list[Finding]:
-    if discovery.discovery != "file":
+    if discovery.discovery != DEFAULT_BACKEND:
         return [ok("discovery", f"{discovery.discovery}: no directory to look at")]
-    return check_directory(default_directory(discovery.environ))
+    return check_directory(default_directory(discovery.environ).absolute())
+
+
+async def _check_address(worker: WorkerOptions) -> list[Finding]:
+    if worker.plane != DEFAULT_PLANE:
+        return [ok("address", f"plane {worker.plane}: no address of this host to look at")]
+    return await check_request_address(worker.host, worker.port, worker.advertise)
 
 
 def _in_thread(check: Callable[[], list[Finding]]) -> Check:
