@@ -16,7 +16,7 @@ from attrs import field, frozen
 
 from .errors import MessageTooLarge
 from .wire.messages import RequestControlMessage, StreamAddress
-from .wire.records import EndpointId, InstanceRecord
+from .wire.records import DiscoveryRecord, EndpointId, InstanceRecord
 
 RequestT = TypeVar("RequestT")
 InputT = TypeVar("InputT")
@@ -309,12 +309,13 @@ class Discovery(ABC):
 
     @abstractmethod
     async def serve_records(
-        self, records: Sequence[InstanceRecord], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self, records: Sequence[DiscoveryRecord], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Announce the records and keep them alive until cancelled; withdraw them before returning.
 
-        Reports ``started`` once callers can find them. Raises StartupError when they cannot be announced at all;
-        later trouble is logged and retried.
+        Each goes under ``v1/<its bucket>/<its key>``, in the order given, and away in the opposite one. Reports
+        ``started`` once callers can find them. Raises StartupError when they cannot be announced at all; later trouble
+        is logged and retried.
         """
 
     @abstractmethod

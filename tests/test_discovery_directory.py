@@ -12,9 +12,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ingress.discovery._directory import INSTANCES, FileAccess, RecordDirectory
+from ingress.discovery._directory import FileAccess, RecordDirectory
 from ingress.errors import DeserializationError
 from ingress.wire.records import MAX_RECORD_SIZE, EndpointId, InstanceRecord
+
+INSTANCES = Path("v1", "instances")
 
 
 class PowerCut(BaseException):

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
@@ -18,15 +18,16 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ingress.abc import InstanceView
 from ingress.discovery import FileDiscovery, default_directory
-from ingress.discovery._directory import CALL_TIMEOUT, INSTANCES, Entry, FileAccess, RecordDirectory
+from ingress.discovery._directory import CALL_TIMEOUT, Entry, FileAccess, RecordDirectory
 from ingress.errors import StartupError
-from ingress.wire.records import EndpointId, InstanceRecord
+from ingress.wire.records import EndpointId, InstanceRecord, ModelRecord
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 GENERATE = EndpointId("demo", "backend", "generate")
 CLEAR = EndpointId("demo", "backend", "clear")
+INSTANCES = Path("v1", "instances")
 WALL = 1_700_000_000.0
 CAPTURES = sorted((Path(__file__).parent / "captures").glob("discovery-record-*.json"))
 
@@ -123,8 +124,8 @@ class ShakyDirectory(RecordDirectory):
 class ShakyAccess(FileAccess):
     """Calls at once instead of in a thread, so that a mock clock may jump meanwhile."""
 
-    def __init__(self, base: Path, disk: ShakyDisk) -> None:
-        super().__init__(base)
+    def __init__(self, base: Path, disk: ShakyDisk, bucket: str) -> None:
+        super().__init__(base, bucket)
         self._disk = disk
 
     def open_directory(self, *, create: bool) -> RecordDirectory:
@@ -151,7 +152,7 @@ def disk(tmp_path: Path) -> ShakyDisk:
 # pytest-trio takes the clock only from a test's own arguments, so every test here names ``autojump_clock``.
 @pytest.fixture
 def discovery(tmp_path: Path, disk: ShakyDisk) -> FileDiscovery:
-    return FileDiscovery(tmp_path, access=lambda base: ShakyAccess(base, disk))
+    return FileDiscovery(tmp_path, access=lambda base, bucket: ShakyAccess(base, disk, bucket))
 
 
 @pytest.fixture(autouse=True)
@@ -241,7 +242,7 @@ async def test_changing_the_working_directory_does_not_move_the_records(
     disk: ShakyDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    async with announced(FileDiscovery(Path(), access=lambda base: ShakyAccess(base, disk))):
+    async with announced(FileDiscovery(Path(), access=lambda base, bucket: ShakyAccess(base, disk, bucket))):
         (tmp_path / "elsewhere").mkdir()
         monkeypatch.chdir(tmp_path / "elsewhere")
         await trio.sleep(10)
@@ -642,7 +643,7 @@ def put_junk(disk: ShakyDisk) -> dict[str, str]:
 async def test_k02_k03_junk_in_the_directory_is_skipped_with_one_line_a_file_and_hour(
     tmp_path: Path, disk: ShakyDisk, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    discovery = FileDiscovery(tmp_path, poll_interval=1.0, access=lambda base: ShakyAccess(base, disk))
+    discovery = FileDiscovery(tmp_path, poll_interval=1.0, access=lambda base, bucket: ShakyAccess(base, disk, bucket))
     junk = put_junk(disk)
     async with announced(discovery), discovery.open_view() as view:
         for minute in range(61):
@@ -800,3 +801,78 @@ async def test_a_worker_and_a_caller_meet_on_a_real_disk_in_real_time(tmp_path: 
                     await trio.sleep(0.01)
                 await until(view, 1)
             await until(view, 0)
+
+
+# -- model cards -----------------------------------------------------------------------------------------------------
+
+MODEL = ModelRecord(GENERATE, 0xABC, {"display_name": "m"})
+
+
+@asynccontextmanager
+async def model_announced(discovery: FileDiscovery) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(discovery.serve_records, [record(), MODEL])
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_model_card_lies_beside_its_instance_under_the_same_name(tmp_path: Path) -> None:
+    async with model_announced(FileDiscovery(tmp_path)):
+        (card,) = (tmp_path / "v1" / "mdc").iterdir()
+        (instance,) = (tmp_path / "v1" / "instances").iterdir()
+        assert card.name == instance.name == "demo%2Fbackend%2Fgenerate%2Fabc"
+        assert json.loads(card.read_bytes()) == {
+            "type": "Model",
+            "namespace": "demo",
+            "component": "backend",
+            "endpoint": "generate",
+            "instance_id": 0xABC,
+            "card_json": {"display_name": "m"},
+        }
+    assert not card.exists()
+    assert not instance.exists()
+
+
+async def test_a_model_card_is_kept_alive_and_put_back(tmp_path: Path) -> None:
+    discovery = FileDiscovery(tmp_path, touch_interval=0.01)
+    async with model_announced(discovery):
+        (card,) = (tmp_path / "v1" / "mdc").iterdir()
+        os.utime(card, (0, 0))
+        with trio.fail_after(10):
+            while card.stat().st_mtime == 0:
+                await trio.sleep(0.01)
+        card.unlink()
+        with trio.fail_after(10):
+            while not discovery.rewritten_records:
+                await trio.sleep(0.01)
+        assert card.exists()
+    assert discovery.rewritten_records == 1
+
+
+async def test_a_model_is_not_listed_before_or_after_its_instance_is(tmp_path: Path) -> None:
+    steps: list[str] = []
+
+    class Noting(RecordDirectory):
+        def _replace(self, source: str, target: str) -> None:
+            super()._replace(source, target)
+            steps.append(f"write {self.path.name}")
+
+        def _unlink(self, name: str) -> None:
+            super()._unlink(name)
+            steps.append(f"remove {self.path.name}")
+
+    class Access(FileAccess):
+        def open_directory(self, *, create: bool) -> RecordDirectory:
+            return Noting(self.base, create=create, bucket=self.bucket)
+
+    async with model_announced(FileDiscovery(tmp_path, access=Access)):
+        pass
+    assert steps == ["write instances", "write mdc", "remove mdc", "remove instances"]
+
+
+async def test_where_the_card_cannot_be_written_no_instance_is_left_behind(tmp_path: Path) -> None:
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "v1" / "mdc").write_text("no directory")
+    with pytest.raises(StartupError, match="cannot announce this worker"):
+        await FileDiscovery(tmp_path).serve_records([record(), MODEL])
+    assert list((tmp_path / "v1" / "instances").iterdir()) == []

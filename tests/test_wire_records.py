@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ingress.errors import DeserializationError
 from ingress.testing import _strategies as wire
-from ingress.wire.records import MAX_RECORD_SIZE, EndpointId, InstanceRecord, check_name
+from ingress.wire.records import MAX_RECORD_SIZE, EndpointId, InstanceRecord, ModelRecord, check_name
 
 RECORD = InstanceRecord(EndpointId("demo", "backend", "generate"), 0x10, {"tcp": "127.0.0.1:1/10/generate"})
 
@@ -108,3 +108,47 @@ def test_a_record_without_a_tcp_path_has_no_tcp_target(transport: dict[str, str]
     record = InstanceRecord.decode(changed(transport=transport))
     with pytest.raises(DeserializationError, match="no tcp transport of the form host:port/path"):
         _ = record.tcp_target
+
+
+# -- model cards -----------------------------------------------------------------------------------------------------
+
+CARD = {"display_name": "m", "model_type": "Chat | Completions", "context_length": 2048}
+
+
+@given(wire.instance_records())
+def test_a_model_has_the_key_of_its_instance_in_another_bucket(record: InstanceRecord) -> None:
+    model = ModelRecord(record.endpoint_id, record.instance_id, CARD)
+    assert (model.key, model.file_name) == (record.key, record.file_name)
+    assert (record.bucket, model.bucket) == ("instances", "mdc")
+    assert ModelRecord.decode(model.encode(), file_name=model.file_name) == model
+    assert list(json.loads(model.encode())) == [
+        *("type", "namespace", "component", "endpoint", "instance_id", "card_json"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"type": "Endpoint"}, "expected type Model"),
+        ({"card_json": []}, "Expected `object`, got `array`"),
+        (
+            {"card_json": {"x": [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]}},
+            "nested deeper than",
+        ),
+        ({"card_json": {"x": "x" * MAX_RECORD_SIZE}}, "exceeds"),
+        ({"instance_id": 2**64}, "no u64"),
+        ({"namespace": ".."}, "namespace"),
+    ],
+)
+def test_what_is_no_model_record_is_refused(fields: dict[str, Any], complaint: str) -> None:
+    good = json.loads(ModelRecord(EndpointId("demo", "backend", "generate"), 7, CARD).encode())
+    with pytest.raises(DeserializationError, match=complaint):
+        ModelRecord.decode(json.dumps(good | fields).encode())
+
+
+def test_an_instance_is_no_model_and_a_model_no_instance() -> None:
+    model = ModelRecord(RECORD.endpoint_id, RECORD.instance_id, CARD)
+    with pytest.raises(DeserializationError):
+        ModelRecord.decode(RECORD.encode())
+    with pytest.raises(DeserializationError):
+        InstanceRecord.decode(model.encode())

@@ -16,7 +16,7 @@ from ingress._worker import Phase
 from ingress.discovery import MemoryDiscovery
 from ingress.errors import StartupError
 from ingress.testing import MemoryNetwork
-from ingress.wire.records import EndpointId, InstanceRecord
+from ingress.wire.records import DiscoveryRecord, EndpointId
 
 from .raw_caller import Stage, open_raw_caller, open_stage
 
@@ -106,7 +106,7 @@ async def test_a_registry_may_be_given_and_endpoints_may_add_constant_labels() -
 
 
 class FailingDiscovery(MemoryDiscovery):
-    async def serve_records(self, records: Sequence[InstanceRecord], *, task_status: Any = None) -> None:
+    async def serve_records(self, records: Sequence[DiscoveryRecord], *, task_status: Any = None) -> None:
         raise StartupError("discovery cannot be written")
 
 

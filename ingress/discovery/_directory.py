@@ -20,12 +20,14 @@ import trio
 from attrs import frozen
 
 from ..errors import DeserializationError
-from ..wire.records import MAX_RECORD_SIZE
+from ..wire.records import MAX_RECORD_SIZE, InstanceRecord
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-INSTANCES = Path("v1", "instances")
+# Above the buckets.
+VERSION = "v1"
+INSTANCES = Path(VERSION, InstanceRecord.bucket)
 
 # A call that takes longer counts as failed. Three of them and a pause still fit into the 10 s after which others take a
 # record for dead.
@@ -54,13 +56,13 @@ class Entry:
 
 
 class RecordDirectory:
-    """``<base>/v1/instances``, opened once; every name is resolved relative to that descriptor.
+    """``<base>/v1/instances``, or another bucket's, opened once; every name is resolved relative to that descriptor.
 
     Used by one thread at a time. All methods block, and raise OSError where the file system fails.
     """
 
-    def __init__(self, base: Path, *, create: bool) -> None:
-        self.path = base / INSTANCES
+    def __init__(self, base: Path, *, create: bool, bucket: str = InstanceRecord.bucket) -> None:
+        self.path = base / VERSION / bucket
         if create:
             _make_directories(self.path)
         self._fd = _open_directory(self.path)
@@ -194,14 +196,15 @@ class FileAccess:
     is away; on the loop that would stop every stream of the worker. So: a thread, given up after ``CALL_TIMEOUT``.
     """
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, bucket: str = InstanceRecord.bucket) -> None:
         self.base = base
+        self.bucket = bucket
         # Of one: while a call hangs in the kernel the next one waits here instead of taking another thread, and nothing
         # closes or reuses the descriptor under the one that hangs.
         self._limiter = trio.CapacityLimiter(1)
 
     def open_directory(self, *, create: bool) -> RecordDirectory:
-        return RecordDirectory(self.base, create=create)
+        return RecordDirectory(self.base, create=create, bucket=self.bucket)
 
     def wall_time(self) -> float:
         """Seconds since 1970, for comparison with mtimes."""

@@ -1,6 +1,7 @@
 """File discovery: a directory shared by workers and callers, with one small file an endpoint and instance.
 
     <directory>/v1/instances/<namespace>%2F<component>%2F<endpoint>%2F<instance id, lower hex>
+    <directory>/v1/mdc/<the same>, for an endpoint that is a model
 
 The file holds the record's JSON; its mtime is the sign of life, moved on every 3 s. Released callers delete what is
 older than 10 s by the wall clock; this project's callers ignore it and delete nothing.
@@ -18,7 +19,7 @@ import trio
 
 from ..abc import Discovery, InstanceView
 from ..errors import DeserializationError, StartupError
-from ..wire.records import InstanceRecord
+from ..wire.records import DiscoveryRecord, InstanceRecord
 from ._directory import FileAccess
 from ._keeper import RecordKeeper
 from ._watcher import DirectoryWatcher
@@ -48,7 +49,7 @@ class FileDiscovery(Discovery):
         touch_interval: seconds between signs of life of the records served here; at most 3 beside released peers.
         poll_interval: seconds between looks of a view.
         expiry: seconds without a sign of life after which a view drops a record.
-        access: how the file system is reached; tests pass one that fails.
+        access: how a bucket of the directory is reached; tests pass one that fails.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class FileDiscovery(Discovery):
         touch_interval: float = DEFAULT_TOUCH_INTERVAL,
         poll_interval: float = DEFAULT_POLL_INTERVAL,
         expiry: float = DEFAULT_EXPIRY,
-        access: Callable[[Path], FileAccess] = FileAccess,
+        access: Callable[[Path, str], FileAccess] = FileAccess,
     ) -> None:
         # Absolute, so that a later chdir does not make the worker write somewhere else.
         self.directory = directory.absolute()
@@ -85,31 +86,41 @@ class FileDiscovery(Discovery):
         return self._rewritten_before + sum(keeper.rewritten for keeper in self._keepers)
 
     async def serve_records(
-        self, records: Sequence[InstanceRecord], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self, records: Sequence[DiscoveryRecord], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Write the records, keep them fresh until cancelled, and remove them before returning.
 
         After the start nothing that happens to the directory ends this: it is logged, counted in ``missed_renewals``
         and retried. A file whose content is no longer ours is put back while serving, and left alone when leaving.
+        Model cards are written last and removed first, so that no model is listed that nobody serves.
 
         Raises:
             StartupError: the records cannot be written; none is left behind.
         """
-        keeper = RecordKeeper(self._access(self.directory), _contents(records), self.touch_interval)
-        self._keepers.add(keeper)
+        keepers = [
+            RecordKeeper(self._access(self.directory, bucket), _contents(records, bucket), self.touch_interval)
+            for bucket in dict.fromkeys(record.bucket for record in records)
+        ]
+        self._keepers.update(keepers)
         try:
-            await keeper.announce()
+            for keeper in keepers:
+                await keeper.announce()
             task_status.started()
-            await keeper.keep()
+            async with trio.open_nursery() as nursery:
+                for keeper in keepers:
+                    nursery.start_soon(keeper.keep)
         finally:
-            await keeper.withdraw()
-            self._keepers.remove(keeper)
-            self._rewritten_before += keeper.rewritten
+            for keeper in reversed(keepers):
+                await keeper.withdraw()
+                self._keepers.remove(keeper)
+                self._rewritten_before += keeper.rewritten
 
     @asynccontextmanager
     async def open_view(self) -> AsyncIterator[InstanceView]:
         """Watch the directory while inside; it has been listed once on entry, and need not exist."""
-        watcher = DirectoryWatcher(self._access(self.directory), poll_interval=self.poll_interval, expiry=self.expiry)
+        watcher = DirectoryWatcher(
+            self._access(self.directory, InstanceRecord.bucket), poll_interval=self.poll_interval, expiry=self.expiry
+        )
         failure: Exception | None = None
         try:
             await watcher.look_once()
@@ -129,12 +140,14 @@ class FileDiscovery(Discovery):
                 del failure
 
 
-def _contents(records: Sequence[InstanceRecord]) -> dict[str, bytes]:
+def _contents(records: Sequence[DiscoveryRecord], bucket: str) -> dict[str, bytes]:
     contents = {}
     for record in records:
+        if record.bucket != bucket:
+            continue
         name, content = record.file_name, record.encode()
         try:
-            InstanceRecord.decode(content, file_name=name)  # with the eyes of those who shall find it
+            record.decode(content, file_name=name)  # with the eyes of those who shall find it
         except DeserializationError as exc:
             raise StartupError(f"cannot announce {record.endpoint_id}: {exc}") from exc
         contents[name] = content

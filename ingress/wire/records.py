@@ -1,14 +1,15 @@
 """Names and discovery records.
 
-A worker announces one record an endpoint under the key ``namespace/component/endpoint/<instance id, lower hex>``.
-Source: docs/wire.md §7, captures ``discovery-record-*``.
+A worker announces one record an endpoint under the key ``namespace/component/endpoint/<instance id, lower hex>`` in the
+bucket of the instances. What shall appear as a model has a second record, under the same key in the bucket of the model
+cards.  Source: docs/wire.md §7, captures ``discovery-record-*``.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -17,7 +18,7 @@ from attrs import field, frozen
 from ..errors import DeserializationError
 from .messages import exceeds_depth
 
-# A record has some 250 bytes; what is larger is not one.
+# A record has some 250 bytes, and one of a model some 2,000; what is larger is neither.
 MAX_RECORD_SIZE = 64 * 1024
 MAX_RECORD_DEPTH = 32
 
@@ -70,6 +71,9 @@ class EndpointId:
 class InstanceRecord:
     """One endpoint of one worker process, as discovery announces it."""
 
+    bucket: ClassVar[str] = "instances"
+    """What comes before the key in every store, after ``v1/``."""
+
     endpoint_id: EndpointId
     instance_id: int
     """Random u64, one a process, shared by its endpoints."""
@@ -85,8 +89,7 @@ class InstanceRecord:
 
     @property
     def key(self) -> str:
-        name = self.endpoint_id
-        return f"{name.namespace}/{name.component}/{name.endpoint}/{self.instance_id:x}"
+        return _key(self.endpoint_id, self.instance_id)
 
     @property
     def file_name(self) -> str:
@@ -131,10 +134,7 @@ class InstanceRecord:
         Raises:
             DeserializationError: not a record of an endpoint, a bad name, or a name that does not match.
         """
-        if len(raw) > MAX_RECORD_SIZE:
-            raise DeserializationError(f"discovery record of {len(raw)} bytes exceeds {MAX_RECORD_SIZE} bytes")
-        if exceeds_depth(raw, MAX_RECORD_DEPTH):
-            raise DeserializationError(f"discovery record nested deeper than {MAX_RECORD_DEPTH} levels")
+        _check_size(raw)
         try:
             wire = _RECORD.decode(raw)
             record = cls(
@@ -146,13 +146,86 @@ class InstanceRecord:
             )
         except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
             raise DeserializationError(f"discovery record: {exc}") from exc
-        if wire.type != "Endpoint":
-            raise DeserializationError(f"discovery record: expected type Endpoint, got {wire.type!r}")
-        if not 0 <= record.instance_id < 2**64:
-            raise DeserializationError(f"discovery record: instance id {record.instance_id} is no u64")
-        if file_name is not None and unquote(file_name) != record.key:
-            raise DeserializationError(f"discovery record: file {file_name[:300]!r} holds key {record.key!r}")
+        _check_identity(wire.type, "Endpoint", record, file_name)
         return record
+
+
+@frozen
+class ModelRecord:
+    """The model card of one endpoint of one worker process, as discovery announces it beside the instance."""
+
+    bucket: ClassVar[str] = "mdc"
+
+    endpoint_id: EndpointId
+    instance_id: int
+    """That of the instance: both records have the same key."""
+
+    card: Mapping[str, Any]
+    """The ``card_json``; :class:`ingress.models.ModelCard` knows what stands in it."""
+
+    @property
+    def key(self) -> str:
+        return _key(self.endpoint_id, self.instance_id)
+
+    @property
+    def file_name(self) -> str:
+        """The key as one file name."""
+        return quote(self.key, safe="")
+
+    def encode(self) -> bytes:
+        """Return the record's JSON, keys in the order of a released worker."""
+        wire = {
+            "type": "Model",
+            "namespace": self.endpoint_id.namespace,
+            "component": self.endpoint_id.component,
+            "endpoint": self.endpoint_id.endpoint,
+            "instance_id": self.instance_id,
+            "card_json": dict(self.card),
+        }
+        return msgspec.json.encode(wire)
+
+    @classmethod
+    def decode(cls, raw: bytes, *, file_name: str | None = None) -> ModelRecord:
+        """Read a record, tolerant of fields of other versions.
+
+        Args:
+            file_name: where it came from; the key in the name must equal the one in the content.
+
+        Raises:
+            DeserializationError: not a record of a model, a bad name, or a name that does not match.
+        """
+        _check_size(raw)
+        try:
+            wire = _MODEL_RECORD.decode(raw)
+            record = cls(EndpointId(wire.namespace, wire.component, wire.endpoint), wire.instance_id, wire.card_json)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
+            raise DeserializationError(f"discovery record: {exc}") from exc
+        _check_identity(wire.type, "Model", record, file_name)
+        return record
+
+
+DiscoveryRecord = InstanceRecord | ModelRecord
+"""What a worker announces: its instances first, then what makes models of them."""
+
+
+def _key(name: EndpointId, instance_id: int) -> str:
+    return f"{name.namespace}/{name.component}/{name.endpoint}/{instance_id:x}"
+
+
+def _check_size(raw: bytes) -> None:
+    if len(raw) > MAX_RECORD_SIZE:
+        raise DeserializationError(f"discovery record of {len(raw)} bytes exceeds {MAX_RECORD_SIZE} bytes")
+    if exceeds_depth(raw, MAX_RECORD_DEPTH):
+        raise DeserializationError(f"discovery record nested deeper than {MAX_RECORD_DEPTH} levels")
+
+
+def _check_identity(kind: str, expected: str, record: DiscoveryRecord, file_name: str | None) -> None:
+    if kind != expected:
+        raise DeserializationError(f"discovery record: expected type {expected}, got {kind!r}")
+    if not 0 <= record.instance_id < 2**64:
+        raise DeserializationError(f"discovery record: instance id {record.instance_id} is no u64")
+    if file_name is not None and unquote(file_name) != record.key:
+        raise DeserializationError(f"discovery record: file {file_name[:300]!r} holds key {record.key!r}")
 
 
 @frozen
@@ -168,3 +241,16 @@ class _WireRecord:
 
 
 _RECORD = msgspec.json.Decoder(_WireRecord)
+
+
+@frozen
+class _WireModelRecord:
+    namespace: str
+    component: str
+    endpoint: str
+    instance_id: int
+    card_json: dict[str, Any]
+    type: str = "Model"
+
+
+_MODEL_RECORD = msgspec.json.Decoder(_WireModelRecord)
