@@ -13,7 +13,7 @@ from __future__ import annotations
 import marshal
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
 
 import msgspec
@@ -274,4 +274,13 @@ def converter() -> cattrs.Converter:
         from cattrs.preconf.msgspec import make_converter  # 60 ms of imports that a plain worker does not need
 
         _converter = make_converter()
+        for kind in (bool, int, float, str):
+            _converter.register_structure_hook(kind, _exactly)
     return _converter
+
+
+def _exactly(value: Any, kind: Callable[[Any], Any]) -> Any:
+    """Let a JSON value be what it is: cattrs by itself makes 5 of ``"5"`` and of ``5.5``, and True of ``"false"``."""
+    if type(value) is kind or (kind is float and type(value) is int):
+        return kind(value)
+    raise TypeError(f"expected {getattr(kind, '__name__', kind)}, got {type(value).__name__}")
