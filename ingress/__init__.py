@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .errors import InvalidArgument as InvalidArgument
     from .errors import RemoteError as RemoteError
     from .handover import Handover as Handover
+    from .models import ModelCard as ModelCard
     from .wire.messages import Annotated as Annotated
     from .wire.messages import ErrorEvent as ErrorEvent
     from .wire.records import EndpointId as EndpointId
@@ -50,6 +51,7 @@ _HOMES = {
     "IngressError": "errors",
     "InvalidArgument": "errors",
     "MemoryDiscovery": "discovery",
+    "ModelCard": "models",
     "ParsedRequest": "abc",
     "RemoteError": "errors",
     "RequestPlane": "abc",

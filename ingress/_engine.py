@@ -11,7 +11,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
@@ -181,6 +181,10 @@ class CheckedEngine(Engine):
                 await stack.enter_async_context(owner.lifespan())
             yield
 
+    def answering_with(self, generate: Callable[..., AsyncIterable[Any]]) -> CheckedEngine:
+        """Return this engine, life cycle and all, with another function for its unary requests."""
+        return CheckedEngine(unary=_Call(generate), bidirectional=self._bidirectional, owners=self.owners)
+
     def joined_with(self, other: CheckedEngine) -> CheckedEngine:
         """Return one engine that offers what both do.
 
@@ -279,15 +283,31 @@ def _structure_for(function: Callable[..., Any]) -> Structure | None:
     if not isinstance(wanted, type) or not attrs.has(wanted):
         return None
     structure = converter().get_structure_hook(wanted)
-    return lambda request: _structure(structure, request, wanted)
+    return lambda request: structured(structure, request, wanted)
 
 
-def _structure(structure: Callable[[Any, Any], Any], request: Any, wanted: type) -> Any:
+def structured(structure: Callable[[Any, Any], Any], request: Any, wanted: type) -> Any:
+    """Make a typed request of a decoded body.
+
+    Raises:
+        InvalidArgument: it is not of that type; the text names the fields.
+    """
     try:
         return structure(request, wanted)
     except Exception as exc:
         from cattrs import transform_error
 
-        # Its lines read "invalid value for type, expected int @ $.messages[0].role".
+        # A class that checks itself in the project's own words is quoted.
+        if isinstance(exc, BaseExceptionGroup) and (own := exc.subgroup(InvalidArgument)) is not None:
+            raise InvalidArgument("; ".join(map(str, _leaves(own)))) from exc
+        # Its lines read "invalid value for type, expected int @ request.messages[0].role".
         complaints = transform_error(exc, path="request")
         raise InvalidArgument("; ".join(complaints[:5]) or f"request is no {wanted.__name__}: {exc}") from exc
+
+
+def _leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
+    for each in group.exceptions:
+        if isinstance(each, BaseExceptionGroup):
+            yield from _leaves(each)
+        else:
+            yield each

@@ -34,6 +34,7 @@ from ._version import __version__
 from .abc import Discovery, Engine, IngressDispatch, Network, PlaneOptions, Push, RequestPlane
 from .errors import IngressError, StartupError, Unavailable
 from .metrics import WorkerMetrics
+from .models import ModelLike, ModelSet
 from .planes.tcp import DEFAULT_FRAME_TIMEOUT, DEFAULT_HOST, TcpRequestPlane
 from .status import DRAINING, STARTING, StatusOptions, WorkerStatus
 from .wire.codec import codec_named
@@ -98,6 +99,7 @@ class Worker:
         instance_id: int | None = None,
         status: StatusOptions | None = None,
         tracer: Tracer | None = None,
+        model: ModelLike | Mapping[str, ModelLike] | None = None,
     ) -> None:
         if not endpoints:
             raise StartupError("a worker needs at least one endpoint")
@@ -141,6 +143,9 @@ class Worker:
         """Set when the drain is over; what has not ended :data:`CLOSING_TIME` later is cancelled."""
         self._log = RateLimitedLogger(logger)
         engines = {_endpoint_id(name): make_engine(engine) for name, engine in endpoints.items()}
+        self.models = ModelSet(model, engines)
+        """The cards that make models of endpoints for the real frontend; none by default."""
+        engines = self.models.adapted(engines)
         extra = {_endpoint_id(name): labels for name, labels in (metrics_labels or {}).items()}
         if strangers := extra.keys() - engines.keys():
             raise StartupError(f"metrics_labels name endpoints that are not served: {', '.join(map(str, strangers))}")
@@ -237,7 +242,8 @@ class Worker:
                 await plane_nursery.start(self._plane.serve, self._receive)
                 self._own_addresses.extend(self._plane.own_addresses)
                 async with trio.open_nursery() as record_nursery:
-                    await record_nursery.start(self._discovery.serve_records, self.records())
+                    records = [*self.records(), *self.models.records(self.instance_id)]
+                    await record_nursery.start(self._discovery.serve_records, records)
                     self.phase = Phase.SERVING
                     self.status.health.release(STARTING)
                     record_nursery.start_soon(self.status.serve_canaries)

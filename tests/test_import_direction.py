@@ -38,8 +38,8 @@ TABLE: tuple[tuple[str, ...], ...] = (
     ("_dialback", "_task_tree"),
     ("_response",),
     ("_handler", "_legacy"),
-    ("status",),
-    ("_worker", "client", "models"),
+    ("models", "status"),
+    ("_worker", "client"),
     ("_serve",),
     ("testing",),
     ("", "cli"),  # "" is ingress/__init__.py

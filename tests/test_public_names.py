@@ -32,6 +32,7 @@ INGRESS = {
     "IngressError",
     "InvalidArgument",
     "MemoryDiscovery",
+    "ModelCard",
     "ParsedRequest",
     "RemoteError",
     "RequestPlane",
