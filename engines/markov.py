@@ -79,7 +79,8 @@ async def markov(request: Any, context: Context) -> AsyncIterator[dict[str, Any]
 
     The answer begins with a piece of the prompt where the page has one. A request is the prompt itself or
     ``{"prompt": …, "max_words": 60, "seed": …, "delay": 0}``, where ``delay`` is the seconds between two words. The
-    same seed and prompt give the same answer.
+    same seed and prompt give the same answer. Behind a model card it answers the last message of a chat, and counts
+    ``max_tokens`` in words.
 
     Raises:
         InvalidArgument: the request is neither, or a field has a wrong type or size.
@@ -95,10 +96,11 @@ def _read(request: Any) -> _Request:
     fields = {"prompt": request} if isinstance(request, str) else request
     if not isinstance(fields, dict):
         raise InvalidArgument(f"expected a prompt or an object with a prompt, got {type(request).__name__}")
-    prompt = fields.get("prompt")
+    prompt = fields.get("prompt", _last_message(fields.get("messages")))
     if not isinstance(prompt, str):
         raise InvalidArgument(f"prompt: expected text, got {type(prompt).__name__}")
-    max_words = fields.get("max_words", DEFAULT_MAX_WORDS)
+    limit = fields.get("max_completion_tokens") or fields.get("max_tokens") or DEFAULT_MAX_WORDS
+    max_words = fields.get("max_words", limit)
     if type(max_words) is not int or not 1 <= max_words <= MAX_WORDS:
         raise InvalidArgument(f"max_words: expected a whole number from 1 to {MAX_WORDS}, got {max_words!r:.80}")
     seed = fields.get("seed")
@@ -108,6 +110,16 @@ def _read(request: Any) -> _Request:
     if type(delay) not in (int, float) or not math.isfinite(delay) or not 0 <= delay <= MAX_DELAY:
         raise InvalidArgument(f"delay: expected seconds from 0 to {MAX_DELAY:g}, got {delay!r:.80}")
     return _Request(prompt, max_words, seed, float(delay))
+
+
+def _last_message(messages: Any) -> Any:
+    """The text of the last turn of a conversation; parts that are no text are left out."""
+    if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
+        return None
+    content = messages[-1].get("content")
+    if isinstance(content, list):
+        return " ".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    return content
 
 
 def _words(wanted: _Request) -> Iterator[str]:

@@ -25,6 +25,8 @@ from ingress import __version__
 from ingress.cli import main
 from ingress.discovery import FileDiscovery
 
+from .tiny_model import write_tiny_model
+
 INGRESS = (sys.executable, "-m", "ingress")
 PATIENCE = 20.0
 
@@ -104,6 +106,42 @@ def served(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     with serving(*arguments, "--grace", "0", "--file-kv", str(store), cwd=tmp_path_factory.mktemp("served")) as worker:
         yield worker
         assert worker.signal_and_wait(signal.SIGTERM) == 0
+
+
+# -- models ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_announced_beside_its_instance_and_answers_in_openai_chunks(tmp_path: Path) -> None:
+    store = tmp_path / "kv"
+    directory = write_tiny_model(tmp_path / "tiny")
+    targets = ("markov", "echo", "--endpoint", "markov", "--endpoint", "echo")
+    models = ("--model", "demo/Markov", "--model", "other", "--context-length", "99", "--file-kv", str(store))
+    with serving(*targets, *models, "--grace", "0", cwd=tmp_path) as served:
+        assert any(re.search(r"model +demo/Markov +input +text", line) for line in served.card)
+        cards = {path.name: json.loads(path.read_text())["card_json"] for path in (store / "v1" / "mdc").iterdir()}
+        assert {path.name for path in (store / "v1" / "instances").iterdir()} == cards.keys()
+        assert {card["display_name"]: card["slug"] for card in cards.values()} == {
+            "demo/Markov": "demo_markov",
+            "other": "other",
+        }
+        assert {card["context_length"] for card in cards.values()} == {99}
+        request = '{"messages":[{"role":"user","content":"why is the sky"}],"max_tokens":3}'
+        called = run("call", "demo.backend.markov", "-d", request, "--file-kv", str(store), cwd=tmp_path)
+        assert called.returncode == 0, called.stderr
+        chunks = [json.loads(line) for line in called.stdout.splitlines()]
+        assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == "The sky is "
+        assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+        assert {chunk["model"] for chunk in chunks} == {"demo/Markov"}
+        assert served.signal_and_wait(signal.SIGTERM) == 0
+        assert list((store / "v1" / "mdc").iterdir()) == []
+    tokens = ("echo", "--model", "m", "--model-path", str(directory), "--file-kv", str(store), "--grace", "0")
+    with serving(*tokens, cwd=tmp_path) as served:
+        assert any(re.search(r"model +m +input +token ids", line) for line in served.card)
+        (path,) = (store / "v1" / "mdc").iterdir()
+        card = json.loads(path.read_text())["card_json"]
+        assert card["model_input"] == "Tokens"
+        assert card["tokenizer"]["hf_tokenizer_json"]["path"] == str(directory / "tokenizer.json")
+        assert served.signal_and_wait(signal.SIGTERM) == 0
 
 
 # -- what a worker tells of itself -----------------------------------------------------------------------------------

@@ -310,3 +310,25 @@ def test_decode_ends_with_1_where_bytes_are_missing(capsys: pytest.CaptureFixtur
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"ingress {__version__}\n"
+
+
+# -- models -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (("--context-length", "5"), 2, "a model needs a name"),
+        (("--model", "a", "--model", "b"), 2, "1 targets and 2 models do not pair up"),
+        (("--model", "m", "--tokenizer", "x"), 2, "--tokenizer needs --model-path"),
+        (("--model", "m", "--model-path", "nowhere"), 3, "no config.json in nowhere"),
+        (("--model", "m", "--model-type", "chat"), 3, "model type chat is unknown to the frontend"),
+        (("--model", "m", "--model-type", "Realtime"), 3, "Realtime needs a bidirectional engine"),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused_in_one_line(
+    arguments: tuple[str, ...], code: int, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    actual, lines = complaint(capsys, "serve", "echo", *arguments)
+    assert actual == code
+    assert expected in " ".join(lines)

@@ -23,6 +23,21 @@ async def test_the_answer_begins_with_the_end_of_the_prompt() -> None:
     assert (await answer("why is the sky")).startswith("The sky is ")
 
 
+async def test_a_chat_is_answered_by_its_last_message() -> None:
+    turns = [{"role": "user", "content": "hello"}, {"role": "user", "content": "why is the sky"}]
+    parts = [{"role": "user", "content": [{"type": "text", "text": "why is the sky"}, {"type": "image_url"}]}]
+    for messages in (turns, parts):
+        text = await answer({"messages": messages, "max_tokens": 9, "seed": 1})
+        assert text.startswith("The sky is ")
+        assert len(text.split()) <= 9
+
+
+@pytest.mark.parametrize("messages", [None, [], "hello", ["hello"], [{"role": "user", "content": 5}]])
+async def test_a_chat_without_text_is_refused(messages: Any) -> None:
+    with pytest.raises(InvalidArgument, match="prompt: expected text"):
+        await answer({"messages": messages})
+
+
 async def test_a_prompt_the_page_knows_nothing_of_is_answered_all_the_same() -> None:
     for prompt in ("", "xyzzy", "日本"):
         assert len((await answer(prompt)).split()) > 10

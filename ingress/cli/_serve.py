@@ -18,6 +18,7 @@ from ..abc import Discovery
 from ..errors import IngressError
 from ._errors import EXIT_FAILED, EXIT_STARTUP, CommandError, usage
 from ._logging import wants_json
+from ._model_options import DEFAULT_MODELS, ModelFlags
 from ._options import DEFAULT_DISCOVERY, DEFAULT_OUTPUT, DiscoveryOptions, OutputOptions, check_endpoint
 from ._screen import Row, call_command, command_lines, print_card
 from ._status_options import DEFAULT_STATUS, StatusFlags
@@ -37,6 +38,7 @@ def serve(
     worker: WorkerOptions = DEFAULT_WORKER,
     status: StatusFlags = DEFAULT_STATUS,
     traces: TraceFlags = DEFAULT_TRACES,
+    models: ModelFlags = DEFAULT_MODELS,
     discovery: DiscoveryOptions = DEFAULT_DISCOVERY,
     output: OutputOptions = DEFAULT_OUTPUT,
 ) -> int:
@@ -61,6 +63,7 @@ def serve(
     options = {
         "discovery": opened,
         "status": status.options(endpoints, worker.namespace),
+        "model": models.cards(endpoints),
         **worker.keywords(served),
     }
     _warn_of_open_doors(worker, status)
@@ -167,6 +170,10 @@ def _show_card(
             ("limits", f"{options.engine_request_limit} at once + {options.request_queue_limit} in line"),
             ("drain", f"{options.grace:g} s + up to {options.drain_budget:g} s"),
         ],
+    ]
+    rows += [
+        [("model", card.name), ("input", "token ids" if card.takes_tokens else "text")]
+        for card in worker.models.cards.values()
     ]
     if worker.status.url:
         rows.append([("status", f"{worker.status.url}{worker.status.options.health_path}")])
