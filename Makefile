@@ -63,7 +63,7 @@ test-llm: $(DEV) $(LLM) ## the engines with a real language model
 	@$(BIN)/python -m pytest tests -m llm
 
 .PHONY: interop
-interop: $(DEV) $(BROWSER) ## real Dynamo clients and workers of every supported release, a real Prometheus, a real browser
+interop: $(DEV) $(BROWSER) ## real Dynamo clients, workers and frontend of every supported release, a real Prometheus, a real browser
 	@$(BIN)/python $(PEERS)
 	@$(BIN)/python $(PROMETHEUS)
 	@$(BIN)/python -m tests.interop

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from . import compatibility, peers
+from .frontend import Frontend, running_frontend
 
 CLIENT_VERSIONS = ("1.0.2", "1.2.1", "1.4.2", "1.6.1")
 WORKER_VERSIONS = ("1.2.1", "1.6.1")
@@ -75,3 +77,20 @@ def compatibility_table() -> Iterator[None]:
     """At the end hold the observations against the table in the docs, or write it where asked."""
     yield
     compatibility.finish(write="INGRESS_WRITE_DOCS" in os.environ)
+
+
+@pytest.fixture(scope="module")
+def frontend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
+    """A real HTTP frontend, started once for the tests of a module; each test brings models of its own."""
+    if not peers.is_installed(peers.FRONTEND):
+        pytest.skip(f"{peers.FRONTEND} is not installed; `make interop` installs it")
+    if peers.is_namespaced():
+        pytest.skip("the frontend runs in the other half of `make interop`")
+    with running_frontend(tmp_path_factory.mktemp("frontend")) as running:
+        yield running
+
+
+@pytest.fixture
+def model_name(request: pytest.FixtureRequest) -> str:
+    """A model's name that no other test has; it is the namespace of its worker too."""
+    return re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_"))[:60].strip("-")

@@ -34,6 +34,7 @@ class PeerProcess:
         self.process = process
         self.events: list[Event] = []
         self._changed = trio.Event()
+        self._sending = trio.Lock()
         self._tags = map(str, itertools.count())
 
     async def read_events(self) -> None:
@@ -62,14 +63,15 @@ class PeerProcess:
         """Send one command under a new tag and return the tag."""
         tag = next(self._tags)
         assert self.process.stdin is not None
-        await self.process.stdin.send_all(json.dumps({"tag": tag, **command}).encode() + b"\n")
+        async with self._sending:
+            await self.process.stdin.send_all(json.dumps({"tag": tag, **command}).encode() + b"\n")
         return tag
 
     async def outcome(self, tag: str) -> Event:
         """Wait for the outcome of a command."""
         return await self.wait_for(lambda event: event.get("tag") == tag and event["event"] in OUTCOMES)
 
-    async def call(self, request: object, **options: Any) -> Event:
+    async def call(self, request: object = None, **options: Any) -> Event:
         """Make one call and return its outcome."""
         return await self.outcome(await self.send(op="call", request=request, **options))
 
@@ -93,7 +95,7 @@ async def open_client_process(
 ) -> AsyncIterator[PeerProcess]:
     """Start a real client of an endpoint."""
     command = peers.client_command(version, *endpoint.split("."))
-    async with _open(version, command, peers.environment(version, file_kv, **environment)) as peer:
+    async with open_process(version, command, peers.environment(version, file_kv, **environment)) as peer:
         yield peer
 
 
@@ -103,12 +105,13 @@ async def open_worker_process(
 ) -> AsyncIterator[PeerProcess]:
     """Start a real worker of ``demo.backend`` and wait until its records are there."""
     command = peers.worker_command(version, "demo", "backend", engine=engine)
-    async with _open(version, command, peers.environment(version, file_kv, **environment)) as peer:
+    async with open_process(version, command, peers.environment(version, file_kv, **environment)) as peer:
         yield peer
 
 
 @asynccontextmanager
-async def _open(version: str, command: Sequence[str], environment: dict[str, str]) -> AsyncIterator[PeerProcess]:
+async def open_process(version: str, command: Sequence[str], environment: dict[str, str]) -> AsyncIterator[PeerProcess]:
+    """Start a driver that speaks JSON lines and wait until it is ready; it is killed on leaving."""
     with tempfile.TemporaryFile() as stderr:
         process = await trio.lowlevel.open_process(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr

@@ -3,7 +3,8 @@
     python tests/interop/peers/install.py [VERSION...]
 
 Each version lands in `.peers/<version>/` beside the project root, about 275 MB
-apiece. A stamp file written last marks a finished environment; a second run
+apiece; `frontend-1.6.1` is the HTTP frontend with the official client of its
+API, 425 MB. A stamp file written last marks a finished environment; a second run
 reads the stamps and returns at once.
 """
 
@@ -18,8 +19,19 @@ from pathlib import Path
 
 DISTRIBUTION = "ai-dynamo-runtime"
 
-DEFAULT_VERSIONS = ("1.0.2", "1.2.1", "1.3.1", "1.4.2", "1.6.1")
+FRONTEND = "frontend-1.6.1"
+
+DEFAULT_VERSIONS = ("1.0.2", "1.2.1", "1.3.1", "1.4.2", "1.6.1", FRONTEND)
 """Oldest supported, first with prompt FIN, first with record codecs, newest."""
+
+# The frontend declares dependencies that do not resolve, and heavy ones that its default processor never imports.
+_FRONTEND_STEPS = (
+    (
+        *("ai-dynamo-runtime==1.6.1", "aiohttp>=3.9,<4", "certifi", "msgspec>=0.19", "prometheus-client>=0.21"),
+        *("pyzmq>=26", "tqdm>=4", "zstandard>=0.23", "packaging>=24", "pyyaml>=6", "openai[realtime]>=3,<4"),
+    ),
+    ("--no-deps", "ai-dynamo==1.6.1"),
+)
 
 ROOT = Path(__file__).resolve().parents[3] / ".peers"
 
@@ -99,15 +111,17 @@ def main(arguments: Sequence[str]) -> int:
 
 def _create(version: str) -> None:
     _run([sys.executable, "-m", "venv", "--clear", str(directory(version))])
-    _run(
-        [
-            str(python(version)),
-            *("-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet"),
-            *("install", "--only-binary", ":all:", f"{DISTRIBUTION}=={version}"),
-        ]
-    )
+    for packages in _FRONTEND_STEPS if version == FRONTEND else ((f"{DISTRIBUTION}=={version}",),):
+        _run(
+            [
+                str(python(version)),
+                *("-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet"),
+                *("install", "--only-binary", ":all:", *packages),
+            ]
+        )
     # The wheel may install and still not load, say on an older glibc.
-    _run([str(python(version)), "-c", "import dynamo.runtime"])
+    modules = "dynamo.frontend.main, openai" if version == FRONTEND else "dynamo.runtime"
+    _run([str(python(version)), "-c", f"import {modules}"])
     _stamp_path(version).write_text(_stamp(version), encoding="utf-8")
 
 
@@ -132,7 +146,8 @@ def _stamp_path(version: str) -> Path:
 
 
 def _stamp(version: str) -> str:
-    return f"{DISTRIBUTION}=={version} python=={platform.python_version()}\n"
+    what = " ".join(map(" ".join, _FRONTEND_STEPS)) if version == FRONTEND else f"{DISTRIBUTION}=={version}"
+    return f"{what} python=={platform.python_version()}\n"
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .events import items_sha as items_sha
+from .install import FRONTEND as FRONTEND
 from .install import is_installed as is_installed
 from .install import python as python
 
@@ -47,6 +48,19 @@ def worker_command(version: str, namespace: str, component: str, *, engine: str 
     return _script(version, "dynamo_worker.py", namespace, component, "--engine", engine)
 
 
+def frontend_command(port: int) -> list[str]:
+    """Return the command of the real HTTP frontend on a loopback port."""
+    return [
+        *(str(python(FRONTEND)), "-m", "dynamo.frontend", "--http-host", "127.0.0.1", "--http-port", str(port)),
+        *("--discovery-backend", "file", "--request-plane", "tcp", "--event-plane", "zmq"),
+    ]
+
+
+def openai_command(base_url: str) -> list[str]:
+    """Return the command of the official OpenAI client; see `openai_client` for what it reads."""
+    return _script(FRONTEND, "openai_client.py", base_url)
+
+
 def raw_client_command(*arguments: str) -> list[str]:
     """Return the command of the frame-printing client, run by our own Python."""
     return [sys.executable, str(HERE / "raw_client.py"), *arguments]
@@ -71,7 +85,7 @@ def environment(version: str, file_kv: Path | str, **more: str) -> dict[str, str
         # The drivers import their neighbours; no cache beside our tests.
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    if _release(version) >= (1, 6):
+    if version == FRONTEND or _release(version) >= (1, 6):
         settings["DYN_TCP_RESPONSE_STREAM_HOST"] = "127.0.0.1"
     elif _release(version) >= (1, 1):
         # An interface name: these releases abort on an address.
