@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ._serve import serving as serving
     from ._threads import start_engine_thread as start_engine_thread
     from ._worker import Worker as Worker
+    from .abc import AdmissionPolicy as AdmissionPolicy
     from .abc import Context as Context
     from .abc import Dialer as Dialer
     from .abc import Discovery as Discovery
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .discovery import MemoryDiscovery as MemoryDiscovery
     from .errors import IngressError as IngressError
     from .errors import InvalidArgument as InvalidArgument
+    from .errors import Overloaded as Overloaded
     from .errors import RemoteError as RemoteError
     from .handover import Handover as Handover
     from .models import ModelCard as ModelCard
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from .wire.records import EndpointId as EndpointId
 
 _HOMES = {
+    "AdmissionPolicy": "abc",
     "Annotated": "wire.messages",
     "Client": "client",
     "Context": "abc",
@@ -52,6 +55,7 @@ _HOMES = {
     "InvalidArgument": "errors",
     "MemoryDiscovery": "discovery",
     "ModelCard": "models",
+    "Overloaded": "errors",
     "ParsedRequest": "abc",
     "RemoteError": "errors",
     "RequestPlane": "abc",

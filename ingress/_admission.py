@@ -1,79 +1,135 @@
 """Admission: N requests in the engine, Q more in line, and an immediate refusal for the rest.
 
-Never refuses while a slot is free, never holds more than N + Q, and lets the line in order.
+Never refuses while a slot is free, never holds more than N + Q, and lets the line in order. A policy may refuse more.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 
 import trio
 
-from .errors import Overloaded
+from ._failures import describe_failure
+from ._text import RateLimitedLogger, printable
+from .abc import AdmissionPolicy, Arrival
+from .errors import Overloaded, PolicyFailed, QueueDeadlinePassed
+
+logger = logging.getLogger("ingress.admission")
 
 # Dynamo's own default is 10,000 running and 40,000 queued; a Python engine is better told early (docs/design.md).
 DEFAULT_ENGINE_REQUEST_LIMIT = 2048
 DEFAULT_REQUEST_QUEUE_LIMIT = 0
 
+# What a policy may say to a caller; callers log and show it.
+_MAX_POLICY_TEXT = 200
+
 
 class Admission:
-    """The slots of one worker; for the worker's own tasks."""
+    """The slots of one worker; for the worker's own tasks.
+
+    Args:
+        policy: asked in addition, where there is room; None lets everything in that the two limits do.
+        queue_deadline: seconds that a request may wait in line; None for ever.
+    """
 
     def __init__(
         self,
         engine_request_limit: int = DEFAULT_ENGINE_REQUEST_LIMIT,
         request_queue_limit: int = DEFAULT_REQUEST_QUEUE_LIMIT,
+        *,
+        policy: AdmissionPolicy | None = None,
+        queue_deadline: float | None = None,
     ) -> None:
         if engine_request_limit < 1 or request_queue_limit < 0:
             raise ValueError(
                 f"engine_request_limit must be at least 1 and request_queue_limit at least 0, "
                 f"got {engine_request_limit} and {request_queue_limit}"
             )
+        if queue_deadline is not None and not queue_deadline > 0:
+            raise ValueError(f"queue_deadline must be more than 0 s, got {queue_deadline:g} s")
         self.engine_request_limit = engine_request_limit
         self.request_queue_limit = request_queue_limit
+        self.queue_deadline = queue_deadline
+        self.has_policy = policy is not None
         self.running = 0
         self.rejected = 0
+        self._policy = policy
         self._line: OrderedDict[Slot, None] = OrderedDict()
+        # Whose deadline has passed and who are being told so: out of the line's order, still in its places, so that
+        # no crowd of them can grow beside it.
+        self._overdue: set[Slot] = set()
+        self._log = RateLimitedLogger(logger)
 
     @property
     def queued(self) -> int:
-        return len(self._line)
+        return len(self._line) + len(self._overdue)
 
-    def admit(self) -> Slot:
+    def admit(self, arrival: Arrival | None = None) -> Slot:
         """Take a slot, or a place in line.
 
+        Args:
+            arrival: what the policy is asked about; may be left out where there is no policy.
+
         Raises:
-            Overloaded: both are full.
+            Overloaded: both are full, or the policy refuses.
+            PolicyFailed: the policy raised something else.
         """
-        if self.running < self.engine_request_limit:
-            self.running += 1
-            return Slot(self, is_granted=True)
-        if len(self._line) >= self.request_queue_limit:
+        is_granted = self.running < self.engine_request_limit
+        if not is_granted and self.queued >= self.request_queue_limit:
             self.rejected += 1
             raise Overloaded("worker at capacity")
-        slot = Slot(self, is_granted=False)
-        self._line[slot] = None
+        if self._policy is not None and arrival is not None:
+            self._ask(self._policy, arrival)
+        slot = Slot(self, arrival, is_granted=is_granted)
+        if is_granted:
+            self.running += 1
+        else:
+            self._line[slot] = None
         return slot
 
     def leave(self, slot: Slot) -> None:
         """Give up what the slot holds; the first in line moves up. Called by :meth:`Slot.release`."""
         if not slot.is_granted:
             self._line.pop(slot, None)
-            return
-        if self._line:
+            self._overdue.discard(slot)
+        elif self._line:
             following, _ = self._line.popitem(last=False)
             following.grant()
         else:
             self.running -= 1
+        if self._policy is not None and slot.arrival is not None:
+            try:
+                self._policy.release(slot.arrival)
+            except Exception as exc:  # it ends nothing but the policy's own account
+                self._log.log(
+                    logging.ERROR, type(exc).__name__, "admission policy failed in release: %s", describe_failure(exc)
+                )
+
+    def expire(self, slot: Slot) -> None:
+        """Take a slot out of the line's order; it keeps its place until it is released."""
+        if slot in self._line:
+            del self._line[slot]
+            self._overdue.add(slot)
+
+    def _ask(self, policy: AdmissionPolicy, arrival: Arrival) -> None:
+        try:
+            policy.admit(arrival, self)
+        except Overloaded as exc:
+            self.rejected += 1
+            raise Overloaded(printable(exc, _MAX_POLICY_TEXT)) from exc
+        except Exception as exc:
+            raise PolicyFailed(f"admission policy failed: {describe_failure(exc)}") from exc
 
 
 class Slot:
     """One admitted request's right to run; release it exactly once, whatever happens."""
 
-    __slots__ = ("_admission", "_granted", "_is_released", "is_granted")
+    __slots__ = ("_admission", "_granted", "_is_released", "arrival", "is_granted")
 
-    def __init__(self, admission: Admission, *, is_granted: bool) -> None:
+    def __init__(self, admission: Admission, arrival: Arrival | None = None, *, is_granted: bool) -> None:
         self._admission = admission
+        self.arrival = arrival
         self.is_granted = is_granted
         self._is_released = False
         self._granted: trio.Event | None = None
@@ -84,10 +140,23 @@ class Slot:
             self._granted.set()
 
     async def wait_granted(self) -> None:
-        """Wait for the turn; returns at once where there was no line."""
-        if not self.is_granted:
-            self._granted = trio.Event()
+        """Wait for the turn; returns at once where there was no line.
+
+        Raises:
+            QueueDeadlinePassed: it did not come in time, and will not come any more.
+        """
+        if self.is_granted:
+            return
+        self._granted = trio.Event()
+        deadline = self._admission.queue_deadline
+        if deadline is None:
             await self._granted.wait()
+            return
+        with trio.move_on_after(deadline):
+            await self._granted.wait()
+        if not self.is_granted:  # granted in the same moment is granted
+            self._admission.expire(self)
+            raise QueueDeadlinePassed(f"no slot became free within {deadline:g} s")
 
     def release(self) -> None:
         if not self._is_released:

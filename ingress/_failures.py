@@ -7,7 +7,15 @@ import asyncio
 import trio
 
 from ._text import printable
-from .errors import DialBackRefused, IngressError, MessageTooLarge, Overloaded, Unavailable, UnsupportedTransport
+from .errors import (
+    DialBackRefused,
+    IngressError,
+    MessageTooLarge,
+    Overloaded,
+    PolicyFailed,
+    Unavailable,
+    UnsupportedTransport,
+)
 from .wire.messages import ErrorEvent
 from .wire.request_frame import OVERLOADED_PREFIX, UNAVAILABLE_PREFIX
 
@@ -83,6 +91,8 @@ def refusal_text(error: IngressError) -> str:
     if isinstance(error, DialBackRefused):
         # One fixed text: it tells nothing about the network behind the worker.
         return f"{UNAVAILABLE_PREFIX}dial-back address refused"
+    if isinstance(error, PolicyFailed):
+        return f"{UNAVAILABLE_PREFIX}admission policy failed"
     if isinstance(error, Unavailable | MessageTooLarge):
         return f"{UNAVAILABLE_PREFIX}{error}"
     return f"{UNAVAILABLE_PREFIX}unreadable control message"

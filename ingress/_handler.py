@@ -25,14 +25,16 @@ from ._pump import DEFAULT_WRITE_STALL_TIMEOUT, pump_response_stream
 from ._response import Response
 from ._text import RateLimitedLogger, printable
 from ._tracing import EndpointTracer, RequestEnd, RequestStart, end_span, start_span
-from .abc import Engine, IngressDispatch, Network, Push
+from .abc import Arrival, Engine, IngressDispatch, Network, Push
 from .errors import (
     DeserializationError,
     GenerateError,
     IngressError,
     InvalidMessage,
     Overloaded,
+    PolicyFailed,
     PublishError,
+    QueueDeadlinePassed,
     ResponseStreamError,
     StartupError,
 )
@@ -50,6 +52,8 @@ DEFAULT_CLEANUP_TIMEOUT = 5.0
 
 # What a caller that is being left is given to take the goodbye.
 GOODBYE_TIMEOUT = 5.0
+
+_QUEUE_DEADLINE = "queue_deadline"
 
 HealthNotifier = Callable[[], None]
 
@@ -167,13 +171,17 @@ class PushHandler:
             info, address = self._dial_guard.check(push, control.id, control.connection_info, "response")
             for stream in shape.request_streams(control):
                 self._dial_guard.check(push, control.id, stream, "request")
-            return AdmittedPush(push, shape, control, info, address, self._admission.admit(), push.too_large)
+            arrival = None
+            if self._admission.has_policy:
+                size = len(push.payload) if push.too_large is None else push.too_large.size
+                arrival = Arrival(self.endpoint_id, size, control, push.headers, push.peer_host)
+            slot = self._admission.admit(arrival)
+            return AdmittedPush(push, shape, control, info, address, slot, push.too_large)
         except Exception as exc:
             # A shape's bug must not cost the connection its other acks, so it is refused like what cannot be read.
             error = exc if isinstance(exc, IngressError) else DeserializationError(f"shape failed: {exc!r}")
-            reason = "overloaded" if isinstance(error, Overloaded) else _error_type_of(error)
-            self.metrics.count_outcome("refused", reason if reason in OUTCOMES["refused"] else "deserialization")
-            if not isinstance(error, Overloaded):  # that one has its own counter, and is no request of the handler's
+            self.metrics.count_outcome("refused", _reason_of(error))
+            if not isinstance(error, (Overloaded, PolicyFailed)):  # these are no requests of the handler's
                 with self.metrics.request_in_flight(len(push.payload)):
                     self._count(error)
             self._log.log(
@@ -273,18 +281,24 @@ class PushHandler:
         """The steps of an answer; cancelled as a whole when the caller wants no more."""
         # 1. The slot.
         admitted_at = guard.started
-        await admitted.slot.wait_granted()
-        self.metrics.observe_permit_wait(trio.current_time() - admitted_at)
-        # 2. Parse. A body that cannot be read is told to the caller, once there is a stream to tell it on.
         failure: BaseException | None = None
         request: Any = None
         try:
-            if admitted.failure is not None:
-                raise admitted.failure
-            parsed = await admitted.shape.parse_and_build_request(
-                admitted.push.payload, admitted.control, response.dial_back
-            )
-            request = parsed.request
+            await admitted.slot.wait_granted()
+        except QueueDeadlinePassed as exc:
+            failure = exc
+            self._log.log(logging.WARNING, "queue deadline", "request %s refused: %s", printable(context.id), exc)
+            response.error_type = _QUEUE_DEADLINE
+        self.metrics.observe_permit_wait(trio.current_time() - admitted_at)
+        # 2. Parse. A body that cannot be read is told to the caller, once there is a stream to tell it on.
+        try:
+            if failure is None:
+                if admitted.failure is not None:
+                    raise admitted.failure
+                parsed = await admitted.shape.parse_and_build_request(
+                    admitted.push.payload, admitted.control, response.dial_back
+                )
+                request = parsed.request
         except Exception as exc:  # also what a shape did not mean to raise: the caller is told all the same
             failure = exc
             self._fail(response, context, exc, _error_type_of(exc))
@@ -368,7 +382,8 @@ class PushHandler:
 
     def _fail(self, response: Response, context: RequestContext, failure: BaseException, error_type: str) -> None:
         """Count and log one failure of a request, unless it is only the echo of its cancellation."""
-        if context.ending is not None:
+        if context.ending is not None or response.error_type is not None:
+            # The first failure is the request's; that it could not be told, for one, is not a second one.
             logger.debug("request %s: after its end: %s", printable(context.id), describe_failure(failure))
             return
         response.error_type = error_type
@@ -396,7 +411,7 @@ class PushHandler:
             self.metrics.count_cancellation()
             outcome, reason = "cancelled", cancelled_by(context.ending.value, context.kill_reason)
         elif response.error_type is not None:
-            outcome, reason = "failed", response.error_type
+            outcome, reason = "refused" if response.error_type == _QUEUE_DEADLINE else "failed", response.error_type
         elif not response.is_whole:
             outcome, reason = "failed", "internal"
         self.metrics.count_outcome(outcome, reason)
@@ -442,3 +457,13 @@ def _error_type_of(failure: Exception) -> str:
     """Return the label to count a shape's failure under; a third party's errors may have labels that nobody knows."""
     label = getattr(failure, "error_type", None)
     return label if label in ERROR_TYPES else "deserialization"
+
+
+def _reason_of(refusal: IngressError) -> str:
+    """Return the ``refused`` reason of :data:`ingress.metrics.OUTCOMES` for what an ack refuses."""
+    if isinstance(refusal, Overloaded):
+        return "overloaded"
+    if isinstance(refusal, PolicyFailed):
+        return "policy"
+    label = _error_type_of(refusal)
+    return label if label in OUTCOMES["refused"] else "deserialization"

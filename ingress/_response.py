@@ -45,7 +45,7 @@ class Response:
         self._stall_timeout = stall_timeout
         self._meter = meter
         self.error_type: str | None = None
-        """How the answer failed, an :data:`~ingress.metrics.ERROR_TYPES` member; None where it did not."""
+        """How the answer failed first: an :data:`~ingress.metrics.ERROR_TYPES` member or ``queue_deadline``."""
         self._writer: ResponseWriter | None = None
 
     @property

@@ -31,7 +31,7 @@ from ._tallies import Tallies
 from ._text import RateLimitedLogger, printable
 from ._tracing import Tracer
 from ._version import __version__
-from .abc import Discovery, Engine, IngressDispatch, Network, PlaneOptions, Push, RequestPlane
+from .abc import AdmissionPolicy, Discovery, Engine, IngressDispatch, Network, PlaneOptions, Push, RequestPlane
 from .errors import IngressError, StartupError, Unavailable
 from .metrics import WorkerMetrics
 from .models import ModelLike, ModelSet
@@ -92,6 +92,8 @@ class Worker:
         idle_timeout: float = math.inf,
         engine_request_limit: int = DEFAULT_ENGINE_REQUEST_LIMIT,
         request_queue_limit: int = DEFAULT_REQUEST_QUEUE_LIMIT,
+        queue_deadline: float | None = None,
+        admission: AdmissionPolicy | None = None,
         dial_policy: DialPolicy | None = None,
         stop_grace: float = 0.0,
         linger: float = DEFAULT_LINGER,
@@ -110,7 +112,9 @@ class Worker:
         self.codec = codec_named(codec).name
         self.linger = linger
         self.drain_budget = drain_budget
-        self.admission = Admission(engine_request_limit, request_queue_limit)
+        self.admission = Admission(
+            engine_request_limit, request_queue_limit, policy=admission, queue_deadline=queue_deadline
+        )
         self.open_requests = OpenRequests()
         self._discovery = load_discovery(discovery) if isinstance(discovery, str) else discovery
         self._network = TcpNetwork() if network is None else network
@@ -289,6 +293,7 @@ class Worker:
             "limits": {
                 "engine_request_limit": self.admission.engine_request_limit,
                 "request_queue_limit": self.admission.request_queue_limit,
+                "queue_deadline": self.admission.queue_deadline,
             },
             "drain": {"phase": self.phase.value, "open_requests": len(self.open_requests)},
         }

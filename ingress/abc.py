@@ -170,6 +170,64 @@ class IngressDispatch(ABC, Generic[RequestT]):
         return engine.generate(request, context)
 
 
+# -- admission -------------------------------------------------------------------------------------------------------
+
+
+@frozen
+class Arrival:
+    """A push whose control message was read, as an admission policy sees it before the ack."""
+
+    endpoint: EndpointId
+    size: int
+    """Bytes of the payload; it has not been decoded."""
+
+    control: RequestControlMessage
+    """Who asks, with which metadata."""
+
+    headers: Mapping[str, str]
+    peer_host: str | None
+    """As in :class:`Push`."""
+
+
+class Load(Protocol):
+    """What a worker holds at this moment, over all its endpoints."""
+
+    @property
+    def engine_request_limit(self) -> int:
+        """Requests that may be in the engines at a time."""
+
+    @property
+    def request_queue_limit(self) -> int:
+        """Requests that may be in line."""
+
+    @property
+    def running(self) -> int:
+        """Requests in the engines."""
+
+    @property
+    def queued(self) -> int:
+        """Requests in line."""
+
+
+class AdmissionPolicy(ABC):
+    """Decides which requests come in, within the worker's two limits, which hold whatever it says.
+
+    Called on the event loop between a push and its ack: pure and cheap, like :meth:`IngressDispatch.read_control`.
+    """
+
+    @abstractmethod
+    def admit(self, arrival: Arrival, load: Load) -> None:
+        """Return to let the request in; asked only where there is a slot or a place in line.
+
+        Raises:
+            Overloaded: refuse, as a worker that is full does; the text goes to the caller.
+            Exception: anything else refuses this request as well, and is logged and counted as ``policy``.
+        """
+
+    def release(self, arrival: Arrival) -> None:  # noqa: B027 - a policy that keeps no account needs none
+        """Note that a request which was let in is over, however it ended; called once for each."""
+
+
 # -- engines ---------------------------------------------------------------------------------------------------------
 
 

@@ -128,11 +128,19 @@ class RemoteProtocolError(ProtocolError):
 
 
 class Overloaded(IngressError):
-    """Every slot and every place in the queue is taken; an engine raises it where what it needs has no room."""
+    """There is no room: every slot and every place in the queue is taken, an admission policy says so, or what an engine needs is full."""
+
+
+class QueueDeadlinePassed(Overloaded):
+    """An accepted request has waited in line for longer than the worker lets it; it has not run."""
 
 
 class Unavailable(IngressError):
     """Caller's half: an instance could not be reached, refused the request, or never dialled back."""
+
+
+class PolicyFailed(Unavailable):
+    """An admission policy raised what is no refusal; the caller is not told what."""
 
 
 class NotAccepted(Unavailable):

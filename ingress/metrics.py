@@ -40,7 +40,7 @@ OUTCOMES: Mapping[str, tuple[str, ...]] = {
     "completed": ("ok",),
     "failed": (*ERROR_TYPES, "internal"),
     "cancelled": ("stop", "kill", "disconnect", "protocol", "shutdown"),
-    "refused": ("overloaded", "deserialization", "invalid_message", "response_stream"),
+    "refused": ("overloaded", "queue_deadline", "policy", "deserialization", "invalid_message", "response_stream"),
 }
 
 # Refused before an endpoint could be told: these have empty endpoint labels.

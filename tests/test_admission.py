@@ -1,50 +1,20 @@
-"""Slots: never refused while one is free, never more than N + Q, in order, and none lost."""
+"""What admission means to callers: the line, its deadline, policies. The state machine is in
+``test_testing_admission.py``."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from typing import Any
+
 import pytest
 import trio
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
+from ingress import AdmissionPolicy, Overloaded
 from ingress._admission import Admission, Slot
-from ingress.errors import Overloaded
+from ingress.abc import Arrival, Load
 
-
-class Slots(RuleBasedStateMachine):
-    """Requests come, leave and give up in any order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.admission = Admission(3, 2)
-        self.held: list[Slot] = []
-
-    @rule()
-    def admit(self) -> None:
-        if len(self.held) < 5:
-            self.held.append(self.admission.admit())
-        else:
-            with pytest.raises(Overloaded, match="worker at capacity"):
-                self.admission.admit()
-
-    @precondition(lambda self: self.held)
-    @rule(which=st.integers(0, 4), times=st.integers(1, 2))
-    def release(self, which: int, times: int) -> None:
-        slot = self.held.pop(which % len(self.held))
-        for _ in range(times):  # releasing twice is harmless
-            slot.release()
-
-    @invariant()
-    def the_first_three_run_and_the_rest_waits(self) -> None:
-        assert [slot.is_granted for slot in self.held] == [True] * min(3, len(self.held)) + [False] * (
-            len(self.held) - 3
-        )
-        assert self.admission.running == min(3, len(self.held))
-        assert self.admission.queued == max(0, len(self.held) - 3)
-
-
-TestSlots = Slots.TestCase
+from .raw_caller import Stage, open_raw_caller, open_stage, slow_network
 
 
 async def test_the_line_moves_in_order() -> None:
@@ -81,7 +51,160 @@ async def test_a_slot_that_was_granted_to_a_waiter_being_cancelled_is_passed_on(
     assert admission.running == 0
 
 
-@pytest.mark.parametrize(("running", "queued"), [(0, 0), (-1, 5), (1, -1)])
-def test_limits_that_make_no_sense_are_refused(running: int, queued: int) -> None:
-    with pytest.raises(ValueError, match="engine_request_limit must be at least 1"):
-        Admission(running, queued)
+# -- the queue deadline ----------------------------------------------------------------------------------------------
+
+
+async def sleep_for(request: float) -> AsyncIterator[Any]:
+    await trio.sleep(request)
+    yield request
+
+
+OVERLOAD = {
+    "error_type": "ResourceExhausted",
+    "class": "CapacityExhausted",
+    "reason": "capacity.worker_overloaded",
+    "message": "Server overloaded: no slot became free within 2 s",
+    "diagnostic": "Server overloaded: no slot became free within 2 s",
+}
+
+
+async def test_a_request_that_waits_too_long_is_told_in_stream_and_counted(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    started: list[float] = []
+
+    async def engine(request: float) -> AsyncIterator[Any]:
+        started.append(request)
+        async for item in sleep_for(request):
+            yield item
+
+    async with open_stage(engine, engine_request_limit=1, request_queue_limit=1, queue_deadline=2) as stage:
+        running = await stage.call(3)
+        waiting = await stage.call(1, request_id="patient")  # returns when it is dialled back
+        assert trio.current_time() == pytest.approx(2)
+        said = await waiting.read_to_sentinel()
+        assert said.is_whole and [error.to_wire() for error in said.errors] == [OVERLOAD]
+        await waiting.aclose()
+        await wait_all_tasks_blocked()
+        assert reasons(stage) == {("refused", "queue_deadline"): 1}
+        assert stage.counted_ends() == {}, "the engine did not fail"
+        assert "patient refused: no slot became free within 2 s" in caplog.text
+        # Its place is free again, and what comes later is not touched by its deadline.
+        later = await stage.call(1)
+        assert (await later.read_to_sentinel()).items == [1]
+        assert (await running.read_to_sentinel()).items == [3]
+        assert started == [3, 1]
+        await wait_all_tasks_blocked()
+        stage.assert_nothing_left()
+
+
+async def test_who_is_being_told_keeps_the_place_in_line(autojump_clock: MockClock) -> None:
+    """Or a caller that takes nothing could have any number of them."""
+    network = slow_network()
+    async with open_stage(
+        sleep_for, network=network, engine_request_limit=1, request_queue_limit=1, queue_deadline=2
+    ) as stage:
+        await stage.call(50)
+        waiting = await stage.call(1)
+        await trio.sleep(1)
+        assert stage.worker.admission.queued == 1
+        assert await stage.ask(stage.caller.payload(1)) == "Server overloaded: worker at capacity"
+        await waiting.read_to_sentinel()
+        await waiting.aclose()
+        await wait_all_tasks_blocked()
+        assert stage.worker.admission.queued == 0
+
+
+async def test_a_caller_that_has_gone_when_its_deadline_passes_is_counted_once(autojump_clock: MockClock) -> None:
+    async with open_stage(sleep_for, engine_request_limit=1, request_queue_limit=1, queue_deadline=2) as stage:
+        await stage.call(5)
+        async with open_raw_caller(stage.caller.network) as leaving:
+            assert await stage.ask(leaving.payload(1)) == ""
+        await trio.sleep(3)
+        assert reasons(stage) == {("refused", "queue_deadline"): 1}
+        assert stage.counted_ends() == {}
+
+
+# -- policies --------------------------------------------------------------------------------------------------------
+
+
+class Budget(AdmissionPolicy):
+    """A policy as one would write it: so many bytes of requests at a time, and no guests."""
+
+    def __init__(self, budget: int) -> None:
+        self.left = budget
+        self.seen: list[tuple[str, str, int, int]] = []
+
+    def admit(self, arrival: Arrival, load: Load) -> None:
+        self.seen.append((str(arrival.endpoint), arrival.headers.get("tenant", ""), load.running, load.queued))
+        if (arrival.control.metadata or {}).get("user") == "guest":
+            raise Overloaded("no guests\n\x1b")
+        if arrival.headers.get("tenant") == "bug":
+            raise ZeroDivisionError("secret")
+        if arrival.size > self.left:
+            raise Overloaded(f"{arrival.size} bytes are more than a budget of {self.left} bytes")
+        self.left -= arrival.size
+
+    def release(self, arrival: Arrival) -> None:
+        self.left += arrival.size
+        if arrival.headers.get("tenant") == "bug at the end":
+            raise KeyError("account")
+
+
+async def test_a_policy_decides_with_what_is_known_before_the_ack(autojump_clock: MockClock) -> None:
+    policy = Budget(5000)
+    async with open_stage(sleep_for, admission=policy, engine_request_limit=1, request_queue_limit=5) as stage:
+        caller = stage.caller
+        running = await stage.call(1.0)
+        assert 4000 < policy.left < 5000
+        guest = caller.payload(1.0, caller.control(metadata={"user": "guest"}))
+        assert await stage.ask(guest) == "Server overloaded: no guests\\n\\x1b"
+        big = caller.payload("x" * 5000)
+        assert (await stage.ask(big)).startswith(f"Server overloaded: {len(big)} bytes are more than a budget of")
+        assert await stage.ask(caller.payload(1.0), headers={"tenant": "blue"}) == ""
+        assert policy.seen == [
+            ("demo.backend.generate", "", 0, 0),
+            ("demo.backend.generate", "", 1, 0),
+            ("demo.backend.generate", "", 1, 0),
+            ("demo.backend.generate", "blue", 1, 0),
+        ]
+        for response in (running, await caller.accept()):
+            assert (await response.read_to_sentinel()).items == [1.0]
+        await wait_all_tasks_blocked()
+        assert policy.left == 5000
+        assert reasons(stage) == {("refused", "overloaded"): 2, ("completed", "ok"): 2}
+        assert stage.sample("dynamo_rejection_request_total") == 2
+        stage.assert_nothing_left()
+
+
+async def test_a_policy_that_fails_refuses_and_is_counted_and_takes_nothing_down(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_stage(sleep_for, admission=Budget(5000)) as stage:
+        ack = await stage.ask(stage.caller.payload(0), headers={"tenant": "bug"})
+        assert ack == "Server unavailable: admission policy failed"
+        assert "ZeroDivisionError: secret (test_admission.py:" in caplog.text
+        assert reasons(stage) == {("refused", "policy"): 1}
+        assert stage.counted_ends() == {} and stage.sample("requests_total") == 0
+        assert await stage.ask(stage.caller.payload(0), headers={"tenant": "bug at the end"}) == ""
+        assert (await (await stage.caller.accept()).read_to_sentinel()).is_whole
+        await wait_all_tasks_blocked()
+        assert "admission policy failed in release: KeyError: 'account'" in caplog.text
+        await stage.assert_alive(0)
+        stage.assert_nothing_left()
+
+
+async def test_the_limits_hold_whatever_a_policy_says() -> None:
+    class Open(AdmissionPolicy):
+        def admit(self, arrival: Arrival, load: Load) -> None:
+            pass
+
+    async with open_stage(sleep_for, admission=Open(), engine_request_limit=1) as stage:
+        await stage.call(1000)
+        assert await stage.ask(stage.caller.payload(1)) == "Server overloaded: worker at capacity"
+
+
+def reasons(stage: Stage) -> dict[tuple[str, str], float]:
+    """How requests ended, as ``ingress_outcome_total`` has it."""
+    counted = stage._samples("ingress_outcome_total", {})
+    return {(labels["outcome"], labels["reason"]): value for labels, value in counted if value}

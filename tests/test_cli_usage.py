@@ -152,11 +152,38 @@ def test_a_flag_beats_its_variable_and_a_variable_the_default(monkeypatch: pytes
     assert worker_options(["--port", "5000"]).port == 5000
 
 
-def test_the_newer_name_of_a_limit_beats_the_older(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DYN_TCP_WORKER_POOL_SIZE", "7")
-    assert worker_options([]).engine_request_limit == 7
-    monkeypatch.setenv("DYN_ENGINE_REQUEST_LIMIT", "9")
-    assert worker_options([]).engine_request_limit == 9
+@pytest.mark.parametrize(
+    ("flag", "older", "newer", "name"),
+    [
+        ("--engine-request-limit", "DYN_TCP_WORKER_POOL_SIZE", "DYN_ENGINE_REQUEST_LIMIT", "engine_request_limit"),
+        ("--request-queue-limit", "DYN_TCP_WORK_QUEUE_SIZE", "DYN_DYNAMO_REQUEST_QUEUE_LIMIT", "request_queue_limit"),
+    ],
+)
+def test_a_limit_comes_from_its_flag_then_its_newer_name_then_its_older(
+    flag: str, older: str, newer: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def limit(*arguments: str) -> int:
+        return int(worker_options(list(arguments)).keywords(["a.b.c"])[name])
+
+    assert limit() == {"engine_request_limit": 2048, "request_queue_limit": 0}[name]
+    monkeypatch.setenv(older, "7")
+    assert limit() == 7
+    monkeypatch.setenv(newer, "9")
+    assert limit() == 9
+    assert limit(flag, "11") == 11
+
+
+def test_the_queue_deadline_is_off_unless_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert worker_options([]).keywords(["a.b.c"])["queue_deadline"] is None
+    monkeypatch.setenv("INGRESS_QUEUE_DEADLINE", "2.5")
+    assert worker_options([]).keywords(["a.b.c"])["queue_deadline"] == 2.5
+    assert worker_options(["--queue-deadline", "1"]).queue_deadline == 1
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "inf", "nan", "soon"])
+def test_a_queue_deadline_that_cannot_be_is_refused(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, lines = complaint(capsys, "serve", "echo", "--queue-deadline", value)
+    assert code == 2 and lines[0] == f"error: --queue-deadline {value} cannot be used"
 
 
 def test_options_become_the_keyword_arguments_of_a_worker() -> None:

@@ -17,6 +17,7 @@ import ingress.errors
 import shapes
 
 INGRESS = {
+    "AdmissionPolicy",
     "Annotated",
     "Client",
     "Context",
@@ -33,6 +34,7 @@ INGRESS = {
     "InvalidArgument",
     "MemoryDiscovery",
     "ModelCard",
+    "Overloaded",
     "ParsedRequest",
     "RemoteError",
     "RequestPlane",
@@ -47,6 +49,8 @@ INGRESS = {
 }
 
 ABC = {
+    "AdmissionPolicy",
+    "Arrival",
     "Context",
     "Dialer",
     "Discovery",
@@ -54,6 +58,7 @@ ABC = {
     "Engine",
     "IngressDispatch",
     "InstanceView",
+    "Load",
     "Network",
     "ParsedRequest",
     "PlaneFactory",
@@ -85,6 +90,8 @@ ERRORS = {
     "LocalProtocolError": (None, "Unknown"),
     "RemoteProtocolError": ("invalid_message", "Unknown"),
     "Overloaded": (None, "Unknown"),
+    "QueueDeadlinePassed": (None, "Unknown"),
+    "PolicyFailed": (None, "Unknown"),
     "Unavailable": (None, "Unknown"),
     "NotAccepted": (None, "Unknown"),
     "NoDialBack": (None, "Unknown"),

@@ -37,6 +37,12 @@ def check_seconds(kind: object, value: float) -> None:
         raise ValueError("expected seconds, 0 or more")
 
 
+def check_deadline(kind: object, value: float | None) -> None:
+    """Raise ValueError unless the value is a time that can be waited for, or None."""
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise ValueError("expected seconds, more than 0")
+
+
 def check_networks(kind: object, values: Iterable[str] | None) -> None:
     """Raise ValueError unless every value is a network in CIDR notation, or an address."""
     for value in values or ():
@@ -120,6 +126,15 @@ class WorkerOptions:
             least=0,
         ),
     ] = DEFAULT_REQUEST_QUEUE_LIMIT
+    queue_deadline: Annotated[
+        float | None,
+        Parameter(
+            env_var="INGRESS_QUEUE_DEADLINE",
+            group=LIMITS,
+            validator=check_deadline,
+            help="Seconds a request may wait in line before its caller is told.",
+        ),
+    ] = None
     max_message_size: Annotated[
         int, _number("DYN_TCP_MAX_MESSAGE_SIZE", "Bytes of the largest request.", least=1, most=_LARGEST_FRAME)
     ] = DEFAULT_MAX_FRAME_SIZE
@@ -158,6 +173,7 @@ class WorkerOptions:
             "max_frame_size": self.max_message_size,
             "engine_request_limit": self.engine_request_limit,
             "request_queue_limit": self.request_queue_limit,
+            "queue_deadline": self.queue_deadline,
             "dial_policy": DialPolicy(self.dial_policy, self.dial_allow or (), self.dial_deny or ()),
             "stop_grace": self.stop_grace,
             "linger": self.grace,
