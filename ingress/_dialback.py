@@ -90,14 +90,19 @@ class DialBack:
         await self.close()
         return await self._manager.__aexit__(kind, error, traceback)
 
-    async def open_response_stream(self, address: DialTarget) -> trio.abc.Stream:
+    async def open_response_stream(
+        self, address: DialTarget, on_broken: Callable[[Exception], None]
+    ) -> trio.abc.Stream:
         """Connect to a checked address and listen for the caller's control words; the handshake is the sender's.
+
+        Args:
+            on_broken: called with what reading the stream raised, when it broke; the caller ends the request by it.
 
         Raises:
             ResponseStreamError: unreachable, or no answer within the connect timeout.
         """
         stream = await self._connect(address)
-        self.nursery.start_soon(self._watch_caller, stream)
+        self.nursery.start_soon(self._watch_caller, stream, on_broken)
         return stream
 
     async def open_request_stream(
@@ -174,7 +179,7 @@ class DialBack:
                     await close_now(stream)
             nursery.cancel_scope.cancel()
 
-    async def _watch_caller(self, stream: trio.abc.Stream) -> None:
+    async def _watch_caller(self, stream: trio.abc.Stream, on_broken: Callable[[Exception], None]) -> None:
         """Read control words until the caller closes; every way this ends but a whole answer is a kill."""
         context, reader = self._context, ControlWordReader()
         try:
@@ -191,8 +196,8 @@ class DialBack:
                 context.kill("caller closed the response stream")
         except trio.ClosedResourceError:
             pass  # closed by us: the request has ended already
-        except trio.BrokenResourceError:
-            context.kill("caller reset the response stream")
+        except trio.BrokenResourceError as exc:
+            on_broken(exc)
         except (RemoteProtocolError, InvalidMessage) as exc:
             _log.log(
                 logging.WARNING,

@@ -262,7 +262,9 @@ class PushHandler:
                 except ResponseStreamError as exc:
                     self._fail(response, context, exc, "response_stream")
                 except PublishError as exc:
-                    logger.info("request %s: %s", printable(context.id), printable(exc, 600))
+                    # Where the caller has left it is no failure, and the request's own line says so.
+                    level = logging.DEBUG if response.publish_error is None else logging.INFO
+                    logger.log(level, "request %s: %s", printable(context.id), printable(exc, 600))
                 except BaseException as exc:  # an engine's own nursery may raise a group while it is being cancelled
                     if is_cancellation(exc):
                         context.kill("the worker was cancelled")
@@ -401,17 +403,17 @@ class PushHandler:
         logger.log(level, "request %s: traceback", printable(context.id), exc_info=failure)
 
     def _settle(self, context: RequestContext, response: Response, guard: RequestGuard) -> None:
-        """Count and log how the request ended: at most one of cancellation, publish_response and publish_final."""
+        """Count and log how the request ended: by the first that happened to it, and by that alone."""
         self.metrics.add_response_bytes(response.sender.body_bytes)
         outcome, reason = "completed", "ok"
-        if response.publish_error is not None:
+        if response.error_type is not None:
+            outcome, reason = "refused" if response.error_type == _QUEUE_DEADLINE else "failed", response.error_type
+        elif response.publish_error is not None:
             self.metrics.count_error(response.publish_error)
             outcome, reason = "failed", response.publish_error
         elif context.ending is not None and not (response.is_whole and response.is_clean_end):
             self.metrics.count_cancellation()
             outcome, reason = "cancelled", cancelled_by(context.ending.value, context.kill_reason)
-        elif response.error_type is not None:
-            outcome, reason = "refused" if response.error_type == _QUEUE_DEADLINE else "failed", response.error_type
         elif not response.is_whole:
             outcome, reason = "failed", "internal"
         self.metrics.count_outcome(outcome, reason)

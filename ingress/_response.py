@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+
+import trio
+
 from ._context import RequestContext
 from ._dial_guard import DialTarget
 from ._dialback import DialBack
@@ -61,7 +65,7 @@ class Response:
             ResponseStreamError: the caller cannot be reached.
         """
         if self._writer is None:
-            stream = await self.dial_back.open_response_stream(self._address)
+            stream = await self.dial_back.open_response_stream(self._address, self._on_failure)
             self._writer = ResponseWriter(
                 stream,
                 self.dial_back.nursery,
@@ -107,7 +111,24 @@ class Response:
         self.is_whole = True
 
     def _on_failure(self, exc: Exception) -> None:
-        if self._context.ending is None:
+        """End the request by what reader or writer met first; which of the two it was makes no difference."""
+        if self._context.ending is not None:
+            return
+        if _is_reset(exc):
+            self._context.kill("caller reset the response stream")
+        else:
             is_final = self.sender.state is ResponseState.DONE
             self.publish_error = "publish_final" if is_final else "publish_response"
             self._context.kill(f"response stream failed: {exc}")
+
+
+# What a peer does to a connection on purpose, or by dying: its kernel has answered. All else is the network's doing, or
+# our own patience that has ended, and then what was written is lost.
+_RESETS = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED})
+
+
+def _is_reset(exc: Exception) -> bool:
+    if not isinstance(exc, trio.BrokenResourceError):
+        return False
+    cause = exc.__cause__
+    return not isinstance(cause, OSError) or cause.errno in _RESETS

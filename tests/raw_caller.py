@@ -311,6 +311,11 @@ class Stage:
         samples = self._samples("dynamo_component_errors_total", {})
         return {labels["error_type"]: value for labels, value in samples if value}
 
+    def outcomes(self) -> dict[tuple[str, str], float]:
+        """``ingress_outcome_total`` by outcome and reason, zeros left out."""
+        samples = self._samples("ingress_outcome_total", {})
+        return {(labels["outcome"], labels["reason"]): value for labels, value in samples if value}
+
     def _samples(self, name: str, labels: Mapping[str, str]) -> Iterator[tuple[dict[str, str], float]]:
         for family in self.worker.metrics.registry.collect():
             for sample in family.samples:

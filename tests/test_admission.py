@@ -14,7 +14,7 @@ from ingress import AdmissionPolicy, Overloaded
 from ingress._admission import Admission, Slot
 from ingress.abc import Arrival, Load
 
-from .raw_caller import Stage, open_raw_caller, open_stage, slow_network
+from .raw_caller import open_raw_caller, open_stage, slow_network
 
 
 async def test_the_line_moves_in_order() -> None:
@@ -86,7 +86,7 @@ async def test_a_request_that_waits_too_long_is_told_in_stream_and_counted(
         assert said.is_whole and [error.to_wire() for error in said.errors] == [OVERLOAD]
         await waiting.aclose()
         await wait_all_tasks_blocked()
-        assert reasons(stage) == {("refused", "queue_deadline"): 1}
+        assert stage.outcomes() == {("refused", "queue_deadline"): 1}
         assert stage.counted_ends() == {}, "the engine did not fail"
         assert "patient refused: no slot became free within 2 s" in caplog.text
         # Its place is free again, and what comes later is not touched by its deadline.
@@ -121,7 +121,7 @@ async def test_a_caller_that_has_gone_when_its_deadline_passes_is_counted_once(a
         async with open_raw_caller(stage.caller.network) as leaving:
             assert await stage.ask(leaving.payload(1)) == ""
         await trio.sleep(3)
-        assert reasons(stage) == {("refused", "queue_deadline"): 1}
+        assert stage.outcomes() == {("refused", "queue_deadline"): 1}
         assert stage.counted_ends() == {}
 
 
@@ -172,7 +172,7 @@ async def test_a_policy_decides_with_what_is_known_before_the_ack(autojump_clock
             assert (await response.read_to_sentinel()).items == [1.0]
         await wait_all_tasks_blocked()
         assert policy.left == 5000
-        assert reasons(stage) == {("refused", "overloaded"): 2, ("completed", "ok"): 2}
+        assert stage.outcomes() == {("refused", "overloaded"): 2, ("completed", "ok"): 2}
         assert stage.sample("dynamo_rejection_request_total") == 2
         stage.assert_nothing_left()
 
@@ -184,7 +184,7 @@ async def test_a_policy_that_fails_refuses_and_is_counted_and_takes_nothing_down
         ack = await stage.ask(stage.caller.payload(0), headers={"tenant": "bug"})
         assert ack == "Server unavailable: admission policy failed"
         assert "ZeroDivisionError: secret (test_admission.py:" in caplog.text
-        assert reasons(stage) == {("refused", "policy"): 1}
+        assert stage.outcomes() == {("refused", "policy"): 1}
         assert stage.counted_ends() == {} and stage.sample("requests_total") == 0
         assert await stage.ask(stage.caller.payload(0), headers={"tenant": "bug at the end"}) == ""
         assert (await (await stage.caller.accept()).read_to_sentinel()).is_whole
@@ -202,9 +202,3 @@ async def test_the_limits_hold_whatever_a_policy_says() -> None:
     async with open_stage(sleep_for, admission=Open(), engine_request_limit=1) as stage:
         await stage.call(1000)
         assert await stage.ask(stage.caller.payload(1)) == "Server overloaded: worker at capacity"
-
-
-def reasons(stage: Stage) -> dict[tuple[str, str], float]:
-    """How requests ended, as ``ingress_outcome_total`` has it."""
-    counted = stage._samples("ingress_outcome_total", {})
-    return {(labels["outcome"], labels["reason"]): value for labels, value in counted if value}
