@@ -6,6 +6,7 @@ It knows nothing of :mod:`ingress.client` and is as lenient as a real caller, so
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -311,10 +312,13 @@ class Stage:
         samples = self._samples("dynamo_component_errors_total", {})
         return {labels["error_type"]: value for labels, value in samples if value}
 
-    def outcomes(self) -> dict[tuple[str, str], float]:
+    def outcomes(self) -> dict[tuple[str, str], int]:
         """``ingress_outcome_total`` by outcome and reason, zeros left out."""
         samples = self._samples("ingress_outcome_total", {})
-        return {(labels["outcome"], labels["reason"]): value for labels, value in samples if value}
+        counted: Counter[tuple[str, str]] = Counter()
+        for labels, value in samples:
+            counted[labels["outcome"], labels["reason"]] += int(value)
+        return {pair: value for pair, value in counted.items() if value}
 
     def _samples(self, name: str, labels: Mapping[str, str]) -> Iterator[tuple[dict[str, str], float]]:
         for family in self.worker.metrics.registry.collect():
