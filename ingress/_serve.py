@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, NoReturn
 
@@ -105,8 +105,16 @@ async def _run(
     return await serve_until_signalled(make_worker(engine, endpoint=endpoint, **options), on_started)
 
 
-async def serve_until_signalled(worker: Worker, on_started: Callable[[Worker], None] | None = None) -> int:
+async def serve_until_signalled(
+    worker: Worker,
+    on_started: Callable[[Worker], None] | None = None,
+    *,
+    beside: Callable[[Worker], Awaitable[None]] | None = None,
+) -> int:
     """Serve until told to end by a signal; return the exit code.
+
+    Args:
+        beside: runs from the start to the end of the worker, and is cancelled then; its failures are only logged.
 
     Raises:
         StartupError: the worker cannot start.
@@ -119,6 +127,8 @@ async def serve_until_signalled(worker: Worker, on_started: Callable[[Worker], N
                 await nursery.start(_drain_on_signal, worker, nursery.cancel_scope, forced, last_resort)
                 nursery.start_soon(_leave_when_stuck, worker)
                 await nursery.start(dump_tasks_on_signal)
+                if beside is not None:
+                    nursery.start_soon(_run_beside, beside, worker)
                 async with trio.open_nursery() as worker_nursery:
                     await worker_nursery.start(worker.serve)
                     if on_started is not None:
@@ -130,6 +140,13 @@ async def serve_until_signalled(worker: Worker, on_started: Callable[[Worker], N
     if forced:
         return 128 + forced[0]
     return EXIT_CANCELLED_BY_DRAIN if worker.cancelled_by_drain else EXIT_CLEAN
+
+
+async def _run_beside(beside: Callable[[Worker], Awaitable[None]], worker: Worker) -> None:
+    try:
+        await beside(worker)
+    except Exception:  # what only looks on must not cost a stream
+        logger.exception("internal error beside the worker")
 
 
 async def _drain_on_signal(

@@ -107,6 +107,8 @@ class Worker:
             raise StartupError("a worker needs at least one endpoint")
         self.instance_id = secrets.randbits(64) if instance_id is None else instance_id
         self.phase = Phase.STARTING
+        self.phase_ends_at = math.inf
+        """When the present phase ends at the latest, on trio's clock; a drain's phases have such an end."""
         self.cancelled_by_drain = 0
         """Requests that the drain budget cut short; the command's exit code 4 tells of them."""
         self.codec = codec_named(codec).name
@@ -210,6 +212,10 @@ class Worker:
     def is_draining(self) -> bool:
         return self._drain_requested.is_set()
 
+    async def wait_draining(self) -> None:
+        """Wait until :meth:`drain` has been asked for."""
+        await self._drain_requested.wait()
+
     def drain(self) -> None:
         """Ask for the orderly end; returns at once, :meth:`serve` returns when it is over."""
         self._drain_requested.set()
@@ -256,26 +262,26 @@ class Worker:
                     # 1. Withdraw: done when the nursery has closed.
                     record_nursery.cancel_scope.cancel()
                 await self._drain()
-                self.phase = Phase.CLOSING
+                self._enter(Phase.CLOSING, CLOSING_TIME)
                 self.closing.set()
                 # What is left has sent its sentinel and waits for its caller's FIN.
-                request_nursery.cancel_scope.deadline = trio.current_time() + CLOSING_TIME
+                request_nursery.cancel_scope.deadline = self.phase_ends_at
             plane_nursery.cancel_scope.cancel()
 
     async def _drain(self) -> None:
         # 2. Linger: callers that chose this worker before it was withdrawn are still served.
-        self.phase = Phase.LINGERING
+        self._enter(Phase.LINGERING, self.linger)
         logger.info("draining: withdrawn, accepting for %g s more", self.linger)
         await trio.sleep(self.linger)
         # 3. Refuse, and let what runs finish.
-        self.phase = Phase.REFUSING
+        self._enter(Phase.REFUSING, self.drain_budget)
         self.status.health.hold(DRAINING, "draining: requests are refused")
         logger.info("draining: %d open, budget %g s", len(self.open_requests), self.drain_budget)
         with trio.move_on_after(self.drain_budget):
             await self.open_requests.wait_idle()
             return
         # 4. Tell and cancel what is over the budget.
-        self.phase = Phase.CANCELLING
+        self._enter(Phase.CANCELLING, GOODBYE_TIMEOUT)
         overdue = list(self.open_requests)
         self.cancelled_by_drain = len(overdue)
         logger.warning(
@@ -285,6 +291,10 @@ class Worker:
             context.shut_down()
         with trio.move_on_after(GOODBYE_TIMEOUT):
             await self.open_requests.wait_idle()
+
+    def _enter(self, phase: Phase, seconds: float) -> None:
+        self.phase = phase
+        self.phase_ends_at = trio.current_time() + seconds
 
     def _details(self) -> Mapping[str, Any]:
         """What ``/health?verbose`` says beyond readiness."""

@@ -274,6 +274,24 @@ def terminal(
         os.close(ours)
 
 
+@contextmanager
+def start_call(store: Path, **request: float) -> Iterator[subprocess.Popen[bytes]]:
+    """Start an ``ingress call`` of the default endpoint, and wait for its first item."""
+    process = subprocess.Popen(
+        [*INGRESS, "call", "generate", "-d", json.dumps(request), "--file-kv", str(store)],
+        stdout=subprocess.PIPE,
+        cwd=store,
+        env=environment(),
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
 # -- serve and call ---------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import logging
 import os
@@ -16,6 +17,7 @@ from .._serve import make_worker, serve_until_signalled
 from .._worker import Worker
 from ..abc import Discovery
 from ..errors import IngressError
+from ._drain import show_drain
 from ._errors import EXIT_FAILED, EXIT_STARTUP, CommandError, usage
 from ._logging import wants_json
 from ._model_options import DEFAULT_MODELS, ModelFlags
@@ -86,6 +88,9 @@ def _run(
 ) -> int:
     """Serve until told to stop; return the exit code."""
     is_started = False
+    console = output.stderr()
+    is_on_terminal = console.is_terminal and not (console.is_dumb_terminal or output.quiet or wants_json(os.environ))
+    show = functools.partial(show_drain, console=console if is_on_terminal else None)
 
     def on_started(started: Worker) -> None:
         nonlocal is_started
@@ -98,7 +103,7 @@ def _run(
                 _show_card(started, served, worker, discovery, opened, output)
 
     try:
-        return trio.run(serve_until_signalled, made, on_started)
+        return trio.run(functools.partial(serve_until_signalled, made, on_started, beside=show))
     except IngressError:
         raise
     except Exception as exc:
