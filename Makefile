@@ -82,6 +82,7 @@ bench: $(DEV) ## this worker and the real one under the same load, side by side
 	@$(BIN)/python $(PEERS) 1.6.1
 	@$(BIN)/python -m tests.bench
 	@$(BIN)/python -m tests.bench.bridge
+	@$(BIN)/python -m tests.bench.cancellation
 
 .PHONY: fuzz
 fuzz: $(DEV) ## attack every decoder, beginning with the captures, and drive the state machines; SECONDS=N

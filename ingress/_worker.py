@@ -69,6 +69,10 @@ class Phase(enum.Enum):
     STOPPED = "stopped"
 
 
+# Starting too: callers see a record some milliseconds before we know that it has been written, and call at once.
+_ACCEPTING = (Phase.STARTING, Phase.SERVING, Phase.LINGERING)
+
+
 class Worker:
     """Serves endpoints until told to drain; see :func:`ingress.serving` for the arguments."""
 
@@ -324,7 +328,7 @@ class Worker:
         return ""
 
     def _handler_of(self, path: str | None) -> PushHandler:
-        handler = self._by_path.get(path) if self.phase in (Phase.SERVING, Phase.LINGERING) and path else None
+        handler = self._by_path.get(path) if self.phase in _ACCEPTING and path else None
         if handler is None:
             self.metrics.count_unrouted("draining" if self.is_draining else "unknown_endpoint")
             complaint = "invalid endpoint path" if path is None else f"unknown endpoint {printable(path)}"

@@ -11,7 +11,7 @@ import trio
 from prometheus_client import CollectorRegistry
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from ingress import Context, Engine, Worker, serving
+from ingress import Context, Engine, Worker, make_worker, serving
 from ingress._worker import Phase
 from ingress.discovery import MemoryDiscovery
 from ingress.errors import StartupError
@@ -131,6 +131,29 @@ async def test_a_failing_start_releases_the_engines_and_is_raised_as_it_is() -> 
             raise AssertionError
     assert events == ["loaded", "released"]
     assert network.listeners == {}
+
+
+async def test_a_caller_that_sees_the_record_before_the_worker_knows_it_written_is_served() -> None:
+    """A rolling restart under a real client lost a request here: its directory watch was quicker than our fsync."""
+
+    class Slow(MemoryDiscovery):
+        async def serve_records(self, records: Any, *, task_status: Any = None, **options: Any) -> None:
+            seen.set()
+            await go_on.wait()
+            await super().serve_records(records, task_status=task_status)
+
+    seen, go_on = trio.Event(), trio.Event()
+    network = MemoryNetwork()
+    worker = make_worker(named_a, network=network, discovery=Slow(), linger=0.0)
+    async with open_raw_caller(network) as caller, trio.open_nursery() as nursery:
+        nursery.start_soon(worker.serve)
+        await seen.wait()
+        assert worker.phase is Phase.STARTING
+        response = await caller.call(await caller.connect(worker))
+        assert (await response.read_to_sentinel()).is_whole
+        await response.aclose()
+        go_on.set()
+        worker.drain()
 
 
 # -- slots -----------------------------------------------------------------------------------------------------------
