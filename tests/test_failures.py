@@ -225,6 +225,7 @@ async def test_fin_does_not_wait_for_an_engine_that_cleans_up(autojump_clock: Mo
         await response.send_word(ControlWord.STOP)
         assert (await response.read_to_end()).end == "fin"
         assert trio.current_time() < 1
+        assert stage.worker.admission.running == 1, "what the engine holds is still in use"
         await trio.sleep(3.1)
         stage.assert_nothing_left()
 
