@@ -21,10 +21,11 @@ ENDPOINT = EndpointId("demo", "backend", "generate")
 WORKERS = 3
 
 # What a request of the load asks of the echo engine; longer than the linger, so that every drain finds some open.
-REQUEST = {"n": 15, "delay": 0.08}
+REQUEST = {"n": 30, "delay": 0.08}
 
-# Callers must learn of a withdrawal within it, on a busy machine too: our client looks ten times a second.
-LINGER = 1.0
+# The default. Callers must learn of a withdrawal within it, on a busy machine too: our client looks ten times a second,
+# and where looking is slow it rests for a second between two looks.
+LINGER = 2.0
 
 PATIENCE = 30.0
 

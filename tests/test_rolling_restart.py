@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-import pytest
 import trio
 
 import ingress
 from engines.echo import echo
 from ingress import Worker, make_worker
 
-from .rolling_restart import ENDPOINT, WORKERS, Load
-
-# Longer than the linger, so that every drain finds some open.
-REQUEST = {"n": 8, "delay": 0.05}
-LINGER = 0.3
+from .rolling_restart import ENDPOINT, LINGER, REQUEST, WORKERS, Load
 
 
-@pytest.mark.parametrize("attempt", range(3))
-async def test_a_rolling_restart_loses_no_request_of_our_client(attempt: int, tmp_path: Path) -> None:
-    """Over real sockets and a real directory, the workers in one process: `make interop` does it with processes."""
-    discovery = ingress.FileDiscovery(tmp_path, poll_interval=0.02)
+async def test_a_rolling_restart_loses_no_request_of_our_client(tmp_path: Path) -> None:
+    """Over real sockets and a real directory, the workers in one process.
+
+    `make interop` does it with processes, three times in a row.
+    """
+    discovery = ingress.FileDiscovery(tmp_path)
 
     def make() -> Worker:
         return make_worker(echo, endpoint=str(ENDPOINT), discovery=discovery, linger=LINGER, drain_budget=20)
