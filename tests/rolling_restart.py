@@ -37,7 +37,7 @@ class Load:
     call: Callable[[], Awaitable[str]]
     """Makes one request and returns ``whole``, or says what was wrong with its answer."""
 
-    streams: int = 8
+    streams: int = 16
     ends: list[str] = field(factory=list)
     is_over: bool = False
 
