@@ -128,7 +128,7 @@ class RemoteProtocolError(ProtocolError):
 
 
 class Overloaded(IngressError):
-    """There is no room: every slot and every place in the queue is taken, an admission policy says so, or what an engine needs is full."""
+    """There is no room: every slot and place in line is taken, a policy says so, or what an engine needs is full."""
 
 
 class QueueDeadlinePassed(Overloaded):
