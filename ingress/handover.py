@@ -35,9 +35,9 @@ class Handover:
     leaves. Made in the consumer's trio run.
 
     Args:
-        max_chunks: chunks that may be under way before the producer is held back, those in the consumer's hands
-            included.
-        max_bytes: their estimated bytes.
+        max_bytes: estimated bytes that may be under way before the producer is held back, those in the consumer's
+            hands included.
+        max_chunks: each chunk counts for at least its share of ``max_bytes``, so that there are never more chunks.
         on_space: is called in the trio thread, after :meth:`hold` returned True, when there is room again or nobody
             wants more. A call more than asked for does no harm and may come. Not for producers that use
             :meth:`put_wait`.
@@ -55,14 +55,12 @@ class Handover:
         self.is_full = False
         """True when the budget was used up at the last :meth:`put`; :meth:`hold` tells whether it still is."""
         self.error: BaseException | None = None
-        self._max_chunks, self._max_bytes = max_chunks, max_bytes
+        self._max_bytes, self._least = max_bytes, -(-max_bytes // max_chunks)
         self._space = threading.Event()
         self._on_space = self._space.set if on_space is None else on_space
         self._chunks: deque[Any] = deque()
-        # Each number has one writer: the producer counts what it put, the consumer what it is done with.
-        self._put_chunks = self._put_bytes = 0
-        self._done_chunks = self._done_bytes = 0
-        self._in_hand = (0, 0)
+        # Each number has one writer: the producer counts what it put, the consumer what it took and is done with.
+        self._put_bytes = self._taken_bytes = self._done_bytes = 0
         self._is_held = self._is_asleep = False
         self.is_finished = False
         """True once the producer has said that no chunk follows."""
@@ -75,17 +73,14 @@ class Handover:
         """Hand one chunk over; never waits. False when nobody wants it, or :meth:`finish` has been called."""
         if self.is_closed or self.is_finished:
             return False
-        # Counted first: a consumer between the two lines believes that more is under way, which is harmless.
-        self._put_bytes += weigh(chunk)
-        self._put_chunks += 1
+        weight = weigh(chunk)
+        # Counted first: a consumer between the two lines takes a chunk for done that it has not got, which is harmless.
+        self._put_bytes += weight if weight > self._least else self._least
         self._chunks.append(chunk)
         if self._is_asleep:
             self._is_asleep = False
             self._waker.wake(self)
-        self.is_full = (
-            self._put_chunks - self._done_chunks >= self._max_chunks
-            or self._put_bytes - self._done_bytes >= self._max_bytes
-        )
+        self.is_full = self._put_bytes - self._done_bytes >= self._max_bytes
         return True
 
     def hold(self) -> bool:
@@ -134,10 +129,8 @@ class Handover:
                     raise self.error
                 return []
             await self._sleep(lambda: bool(chunks) or self.is_finished)
-        put_bytes = self._put_bytes
-        taken = [chunks.popleft() for _ in range(len(chunks))]
-        self._in_hand = (len(taken), put_bytes)
-        return taken
+        self._taken_bytes = self._put_bytes
+        return [chunks.popleft() for _ in range(len(chunks))]
 
     def close(self) -> None:
         """Want no more: what is under way is dropped, and the producer is told at its next chunk."""
@@ -152,17 +145,11 @@ class Handover:
             await self._sleep(lambda: self.is_finished)
 
     def _is_over_budget(self) -> bool:
-        return not (self.is_closed or self.is_finished) and (
-            self._put_chunks - self._done_chunks >= self._max_chunks
-            or self._put_bytes - self._done_bytes >= self._max_bytes
-        )
+        is_wanted = not (self.is_closed or self.is_finished)
+        return is_wanted and self._put_bytes - self._done_bytes >= self._max_bytes
 
     def _give_back(self) -> None:
-        count, put_bytes = self._in_hand
-        if count:
-            self._in_hand = (0, 0)
-            self._done_chunks += count
-            self._done_bytes = put_bytes
+        self._done_bytes = self._taken_bytes
         if self._is_held:
             self._is_held = False
             self._on_space()
