@@ -10,8 +10,6 @@ from ingress.errors import StartupError
 
 
 def checked_url(url: str) -> str:
-    if not url:
-        raise StartupError("openai-upstream needs the address of a server → OPENAI_BASE_URL=http://127.0.0.1:8000/v1")
     try:
         parts = urlsplit(url)
         is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port)

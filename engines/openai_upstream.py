@@ -64,7 +64,7 @@ class OpenAIUpstream(Engine):
         max_connections: to the upstream at once; a request that gets none within ``connect_timeout`` is refused.
 
     Raises:
-        StartupError: no base URL, or one that cannot be used; a value that is no number.
+        StartupError: a base URL that cannot be used, or a value that is no number.
     """
 
     def __init__(
@@ -80,7 +80,9 @@ class OpenAIUpstream(Engine):
         max_event: int = DEFAULT_MAX_EVENT,
         max_connections: int = DEFAULT_MAX_CONNECTIONS,
     ) -> None:
-        self.base_url = checked_url(base_url or os.environ.get("OPENAI_BASE_URL", ""))
+        url = base_url or os.environ.get("OPENAI_BASE_URL", "")
+        # Without an address it can be made, listed and described, but not started.
+        self.base_url = checked_url(url) if url else ""
         self.model = model or os.environ.get("OPENAI_MODEL") or None
         self.connect_timeout = seconds(connect_timeout, "OPENAI_CONNECT_TIMEOUT", DEFAULT_CONNECT_TIMEOUT)
         self.first_byte_timeout = seconds(first_byte_timeout, "OPENAI_FIRST_BYTE_TIMEOUT", DEFAULT_FIRST_BYTE_TIMEOUT)
@@ -93,7 +95,15 @@ class OpenAIUpstream(Engine):
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
-        """Hold the one HTTP client, and with it the connections."""
+        """Hold the one HTTP client, and with it the connections.
+
+        Raises:
+            StartupError: no base URL, a key that fits no header, or httpx2 is not installed.
+        """
+        if not self.base_url:
+            raise StartupError(
+                "openai-upstream needs the address of a server → OPENAI_BASE_URL=http://127.0.0.1:8000/v1"
+            )
         try:
             import httpx2
         except ImportError as exc:

@@ -48,7 +48,7 @@ def marked(function: Any) -> Any:
 class Measured(LlamaCpp):
     """The engine, with the model's own counters."""
 
-    def _load(self) -> Any:
+    def _load(self, model: Path) -> Any:
         import xllamacpp
 
         make = xllamacpp.CommonParams
@@ -60,7 +60,7 @@ class Measured(LlamaCpp):
 
         xllamacpp.CommonParams = with_metrics
         try:
-            return super()._load()
+            return super()._load(model)
         finally:
             xllamacpp.CommonParams = make
 
@@ -254,13 +254,15 @@ def test_the_example_streams_an_answer() -> None:
 # -- settings ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_loaded_is_told_at_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_what_cannot_be_loaded_is_told_at_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(StartupError, match="there is no model file"):
         LlamaCpp(tmp_path / "none.gguf")
     monkeypatch.delenv("LLAMA_ARG_MODEL", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    without = LlamaCpp()  # it can be listed
     with pytest.raises(StartupError, match="LLAMA_ARG_MODEL="):
-        LlamaCpp()
+        async with without.lifespan():
+            pass
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

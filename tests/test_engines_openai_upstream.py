@@ -464,7 +464,7 @@ def test_what_is_a_chunk_already_stays_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("settings_", "complaint"),
     [
-        ({}, "needs the address"),
+        ({"OPENAI_BASE_URL": "somewhere"}, "expected http"),
         ({"OPENAI_BASE_URL": "ftp://x/v1"}, "expected http"),
         ({"OPENAI_BASE_URL": "http://:80/v1"}, "expected http"),
         ({"OPENAI_BASE_URL": "http://user:pw@x/v1"}, "must not hold credentials"),
@@ -479,6 +479,12 @@ def test_settings_that_cannot_be_used_are_told_at_start(
         monkeypatch.setenv(name, value)
     with pytest.raises(StartupError, match=complaint):
         OpenAIUpstream()
+
+
+async def test_it_can_be_listed_without_an_address_but_not_started() -> None:
+    with pytest.raises(StartupError, match="needs the address of a server"):
+        async with OpenAIUpstream().lifespan():
+            pass
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
