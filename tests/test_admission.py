@@ -62,9 +62,8 @@ async def sleep_for(request: float) -> AsyncIterator[Any]:
 OVERLOAD = {
     "error_type": "ResourceExhausted",
     "class": "CapacityExhausted",
-    "reason": "capacity.worker_overloaded",
-    "message": "Server overloaded: no slot became free within 2 s",
-    "diagnostic": "Server overloaded: no slot became free within 2 s",
+    "message": "no slot became free within 2 s",
+    "diagnostic": "no slot became free within 2 s",
 }
 
 
