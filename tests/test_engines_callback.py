@@ -202,7 +202,9 @@ async def submits_async(request: Any, context: Context, sink: Sink) -> None: ...
 
 
 @pytest.mark.parametrize(
-    "start", [submits_async, lambda request: None, lambda request, context, sink, more: None, 3], ids=str
+    "start",
+    [submits_async, lambda request: None, lambda request, context, sink, more: None, 3],
+    ids=["async", "one argument", "four arguments", "no function"],
 )
 def test_what_can_be_no_start_function_is_refused(start: Any) -> None:
     with pytest.raises(StartupError, match=r"expected def generate\(request, context, sink\)"):

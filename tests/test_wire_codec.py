@@ -166,7 +166,9 @@ ENCODINGS: list[tuple[Any, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("value", "in_json", "in_msgpack"), ENCODINGS, ids=lambda value: repr(value)[:30])
+@pytest.mark.parametrize(
+    ("value", "in_json", "in_msgpack"), ENCODINGS, ids=lambda value: repr(value).partition(" at 0x")[0][:30]
+)
 def test_a_yielded_value_is_written_as_a_real_1_6_1_worker_writes_it(value: Any, in_json: str, in_msgpack: str) -> None:
     assert JSON.encode(value).decode() == in_json
     assert JSON.encode_item(value).decode() == f'{{"data":{{"data":{in_json}}},"complete_final":false}}'
