@@ -55,7 +55,7 @@ demo-llm: $(LLM) ## a real language model in a worker; PROMPT="…" asks it some
 
 .PHONY: test
 test: $(DEV) ## every test that needs no service; with a real 1.6.1 client where its wheel installs
-	@$(BIN)/python -m pytest -n 4 --dist loadfile  # most of them wait for processes, so more than there are cores
+	@$(BIN)/python -m pytest -n 3 --dist loadfile  # most of them wait for processes, so more than there are cores
 	@if $(BIN)/python $(PEERS) --if-available 1.6.1; then $(BIN)/python -m pytest tests/interop -m smoke; fi
 
 .PHONY: test-llm

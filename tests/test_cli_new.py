@@ -68,6 +68,7 @@ def test_it_is_formatted_and_typed_as_this_project_is(kind: str, here: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # two environments are made and filled
 def test_wheels_of_both_kinds_pass_their_tests_in_a_clean_environment(here: Path) -> None:
     """This project's own wheel is built and installed too, so its templates and entry points are in it."""
     clean = CleanPython(here / "clean")
