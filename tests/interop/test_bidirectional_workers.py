@@ -125,7 +125,10 @@ async def test_leaving_kills_a_real_worker_s_engine_or_finds_it_finished(
             if is_input_closed:
                 await call.close_input()
         seen = await fate(worker, "stopped", "finished")
-        assert is_input_closed if seen["state"] == "finished" else seen["killed"]
+        if seen["state"] == "stopped":
+            assert seen["killed"]
+        else:  # an engine whose input the kill has ended may be done before the kill is reported
+            assert is_input_closed or seen["stopped"]
     observed("input closed: killed or finished" if is_input_closed else "input open: killed")
 
 
