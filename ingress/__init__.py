@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ._serve import run as run
     from ._serve import serving as serving
     from ._threads import start_engine_thread as start_engine_thread
+    from ._token import TokenKeys as TokenKeys
     from ._worker import Worker as Worker
     from .abc import AdmissionPolicy as AdmissionPolicy
     from .abc import Context as Context
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .errors import RemoteError as RemoteError
     from .handover import Handover as Handover
     from .models import ModelCard as ModelCard
+    from .tls import TlsOptions as TlsOptions
     from .wire.messages import Annotated as Annotated
     from .wire.messages import ErrorEvent as ErrorEvent
     from .wire.records import EndpointId as EndpointId
@@ -59,6 +61,8 @@ _HOMES = {
     "ParsedRequest": "abc",
     "RemoteError": "errors",
     "RequestPlane": "abc",
+    "TlsOptions": "tls",
+    "TokenKeys": "_token",
     "Worker": "_worker",
     "bidirectional": "_engine",
     "make_worker": "_serve",

@@ -128,6 +128,14 @@ class OwnCollector:
             for reason, count in counts.items():
                 family.add_metric([reason], count)
             yield family
+        expiries = GaugeMetricFamily(
+            "ingress_tls_certificate_expiry_timestamp_seconds",
+            "Unix time at which a certificate in use expires, by what it is for; none without TLS",
+            labels=["certificate"],
+        )
+        for name, expires_at in worker.certificate_expiries().items():
+            expiries.add_metric([name], expires_at)
+        yield expiries
         yield CounterMetricFamily(
             "ingress_log_lines_dropped_total",
             "Log lines dropped because nothing took them",

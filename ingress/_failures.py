@@ -13,6 +13,7 @@ from .errors import (
     MessageTooLarge,
     Overloaded,
     PolicyFailed,
+    TokenRefused,
     Unavailable,
     UnsupportedTransport,
 )
@@ -93,6 +94,8 @@ def refusal_text(error: IngressError) -> str:
         return f"{UNAVAILABLE_PREFIX}dial-back address refused"
     if isinstance(error, PolicyFailed):
         return f"{UNAVAILABLE_PREFIX}admission policy failed"
+    if isinstance(error, TokenRefused):
+        return f"{UNAVAILABLE_PREFIX}request token refused"
     if isinstance(error, Unavailable | MessageTooLarge):
         return f"{UNAVAILABLE_PREFIX}{error}"
     return f"{UNAVAILABLE_PREFIX}unreadable control message"

@@ -12,7 +12,7 @@ from types import AsyncGeneratorType
 from typing import Any
 
 import trio
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from ._admission import Admission, Slot
 from ._context import Ending, OpenRequests, RequestContext
@@ -24,6 +24,7 @@ from ._logging import TRACE, log_request_completed, log_request_received, reques
 from ._pump import DEFAULT_WRITE_STALL_TIMEOUT, pump_response_stream
 from ._response import Response
 from ._text import RateLimitedLogger, printable
+from ._token import TOKEN_HEADER, TokenGuard
 from ._tracing import EndpointTracer, RequestEnd, RequestStart, end_span, start_span
 from .abc import Arrival, Engine, IngressDispatch, Network, Push
 from .errors import (
@@ -37,6 +38,7 @@ from .errors import (
     QueueDeadlinePassed,
     ResponseStreamError,
     StartupError,
+    TokenRefused,
 )
 from .metrics import ERROR_TYPES, OUTCOMES, RequestGuard, WorkHandlerMetrics, cancelled_by
 from .wire.messages import ConnectionInfo, RequestControlMessage
@@ -120,6 +122,7 @@ class PushHandler:
         dial_guard: DialGuard,
         open_requests: OpenRequests | None = None,
         tracer: EndpointTracer | None = None,
+        token_guard: TokenGuard | None = None,
         connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
         write_stall_timeout: float = DEFAULT_WRITE_STALL_TIMEOUT,
         close_wait: float = DEFAULT_CLOSE_WAIT,
@@ -132,6 +135,7 @@ class PushHandler:
         self.open_requests = OpenRequests() if open_requests is None else open_requests
         self._engine = engine
         self._tracer = tracer
+        self._token_guard = token_guard
         self._shapes = [shape for shape in shapes if shape.can_serve(engine)]
         if not self._shapes:
             names = ", ".join(type(shape).__name__ for shape in shapes) or "none"
@@ -167,7 +171,14 @@ class PushHandler:
             IngressError: refused, and already counted and logged.
         """
         try:
+            if push.too_large is not None and self._token_guard is not None:
+                raise push.too_large  # its token is of the whole payload, and nobody is dialled without
             shape, control = read_push(self._shapes, push)
+            if self._token_guard is not None:
+                self._token_guard.check(push, control)
+            if TOKEN_HEADER in push.headers:  # whoever forwards headers must not forward this one
+                headers = {name: value for name, value in push.headers.items() if name != TOKEN_HEADER}
+                push = evolve(push, headers=headers)
             info, address = self._dial_guard.check(push, control.id, control.connection_info, "response")
             for stream in shape.request_streams(control):
                 self._dial_guard.check(push, control.id, stream, "request")
@@ -467,5 +478,7 @@ def _reason_of(refusal: IngressError) -> str:
         return "overloaded"
     if isinstance(refusal, PolicyFailed):
         return "policy"
+    if isinstance(refusal, TokenRefused):
+        return "token"
     label = _error_type_of(refusal)
     return label if label in OUTCOMES["refused"] else "deserialization"

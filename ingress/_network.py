@@ -194,13 +194,19 @@ class TcpNetwork:
 
 
 async def close_now(stream: trio.abc.Stream) -> None:
-    """Close without a goodbye, and without a wait where the stream can; not cancelled half-way."""
+    """Close without a goodbye, and without a wait where the stream can; not cancelled half-way.
+
+    TLS has a goodbye, for an end without one is none; its streams are bounded in what they take for it.
+    """
     close_nowait: Callable[[], None] | None = getattr(stream, "close_nowait", None)
     if close_nowait is not None:
         close_nowait()
         return
     with trio.CancelScope(shield=True):
-        await trio.aclose_forcefully(stream)
+        if getattr(stream, "closes_promptly", False):
+            await stream.aclose()
+        else:
+            await trio.aclose_forcefully(stream)
 
 
 def _set_keepalive(raw: socket.socket) -> None:

@@ -18,6 +18,7 @@ from ._text import printable
 from ._worker import CLOSING_TIME, EngineLike, Worker
 from .discovery import FileDiscovery, default_directory
 from .errors import StartupError
+from .tls import TlsContexts
 
 logger = logging.getLogger("ingress.worker")
 
@@ -126,6 +127,8 @@ async def serve_until_signalled(
             async with trio.open_nursery() as nursery:
                 await nursery.start(_drain_on_signal, worker, nursery.cancel_scope, forced, last_resort)
                 nursery.start_soon(_leave_when_stuck, worker)
+                if worker.tls is not None and hasattr(signal, "SIGHUP"):
+                    await nursery.start(_reload_on_hangup, worker.tls)
                 await nursery.start(dump_tasks_on_signal)
                 if beside is not None:
                     nursery.start_soon(_run_beside, beside, worker)
@@ -170,6 +173,13 @@ async def _drain_on_signal(
                 last_resort.append(threading.Timer(FORCED_EXIT_TIME, _leave_now, (worker, 128 + number)))
                 last_resort[-1].daemon = True
                 last_resort[-1].start()
+
+
+async def _reload_on_hangup(tls: TlsContexts, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    with trio.open_signal_receiver(signal.SIGHUP) as signals:
+        task_status.started()
+        async for _ in signals:
+            tls.reload()
 
 
 async def _leave_when_stuck(worker: Worker) -> None:

@@ -29,6 +29,7 @@ from ._network import TcpNetwork
 from ._plugins import load_discovery, load_plane, load_shapes
 from ._tallies import Tallies
 from ._text import RateLimitedLogger, printable
+from ._token import TokenGuard, TokenKeys
 from ._tracing import Tracer
 from ._version import __version__
 from .abc import AdmissionPolicy, Discovery, Engine, IngressDispatch, Network, PlaneOptions, Push, RequestPlane
@@ -37,6 +38,7 @@ from .metrics import WorkerMetrics
 from .models import ModelLike, ModelSet
 from .planes.tcp import DEFAULT_FRAME_TIMEOUT, DEFAULT_HOST, TcpRequestPlane
 from .status import DRAINING, STARTING, StatusOptions, WorkerStatus
+from .tls import TlsContexts, TlsNetwork, TlsOptions
 from .wire.codec import codec_named
 from .wire.records import EndpointId, InstanceRecord
 from .wire.request_frame import DEFAULT_MAX_FRAME_SIZE
@@ -106,6 +108,8 @@ class Worker:
         status: StatusOptions | None = None,
         tracer: Tracer | None = None,
         model: ModelLike | Mapping[str, ModelLike] | None = None,
+        tls: TlsOptions | None = None,
+        token_keys: TokenKeys | None = None,
     ) -> None:
         if not endpoints:
             raise StartupError("a worker needs at least one endpoint")
@@ -124,6 +128,12 @@ class Worker:
         self.open_requests = OpenRequests()
         self._discovery = load_discovery(discovery) if isinstance(discovery, str) else discovery
         self._network = TcpNetwork() if network is None else network
+        self.tls = None if tls is None else TlsContexts(tls)
+        """The certificates in use; None without TLS."""
+        if self.tls is not None:
+            self._network = TlsNetwork(self._network, self.tls)
+        token_guard = None if token_keys is None else TokenGuard(token_keys)
+        self._wants_tokens = token_guard is not None
         self._shapes = list(load_shapes() if shapes is None else shapes)
         self.plane = plane if isinstance(plane, str) else type(plane).__name__
         """The request plane's name."""
@@ -176,6 +186,7 @@ class Worker:
                 admission=self.admission,
                 open_requests=self.open_requests,
                 dial_guard=dial_guard,
+                token_guard=token_guard,
                 max_frame_size=max_frame_size,
                 stop_grace=stop_grace,
                 tracer=None if tracer is None else tracer.endpoint(endpoint_id, self.instance_id),
@@ -186,6 +197,8 @@ class Worker:
         self.metrics.phases = [phase.value for phase in Phase]
         self.metrics.phase = lambda: self.phase.value
         self.metrics.build_info = {"version": __version__, "codec": self.codec, "plane": self.plane}
+        if self.tls is not None:
+            self.metrics.certificate_expiries = self.tls.expiries
         self.status = WorkerStatus(engines, self.metrics, status or StatusOptions(), details=self._details)
         for endpoint_id, notify in self.status.notifiers().items():
             self.handlers[endpoint_id].set_health_notifier(notify)
@@ -304,6 +317,7 @@ class Worker:
         """What ``/health?verbose`` says beyond readiness."""
         return {
             "codec": self.codec,
+            "tls": "off" if self.tls is None else "mutual" if self.tls.options.is_mutual else "on",
             "limits": {
                 "engine_request_limit": self.admission.engine_request_limit,
                 "request_queue_limit": self.admission.request_queue_limit,
@@ -338,8 +352,10 @@ class Worker:
 
     def _refuse(self, push: Push, error: IngressError) -> str:
         text = refusal_text(error)
-        # While closing there is no time left to tell anybody anything.
-        if self.phase is not Phase.CLOSING and (told := self._legacy.plan(push, error)) is not None:
+        # While closing there is no time left to tell anybody anything; and where tokens are wanted, nobody is dialled
+        # without one.
+        may_tell = self.phase is not Phase.CLOSING and not self._wants_tokens
+        if may_tell and (told := self._legacy.plan(push, error)) is not None:
             self._start_request(self._legacy.tell, told, text)
             return ""
         return text

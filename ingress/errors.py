@@ -63,6 +63,10 @@ class UnsupportedTransport(ResponseStreamError):
     """The caller asks for a response transport other than TCP."""
 
 
+class TokenRefused(IngressError):
+    """The request's token is missing or not good; the text says which to the log, and nothing of it to the caller."""
+
+
 class PublishError(IngressError):
     """Writing to the response stream failed; ``stage`` is ``publish_response`` or ``publish_final``."""
 

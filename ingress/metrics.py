@@ -40,7 +40,15 @@ OUTCOMES: Mapping[str, tuple[str, ...]] = {
     "completed": ("ok",),
     "failed": (*ERROR_TYPES, "internal"),
     "cancelled": ("stop", "kill", "disconnect", "protocol", "shutdown"),
-    "refused": ("overloaded", "queue_deadline", "policy", "deserialization", "invalid_message", "response_stream"),
+    "refused": (
+        "overloaded",
+        "queue_deadline",
+        "policy",
+        "token",
+        "deserialization",
+        "invalid_message",
+        "response_stream",
+    ),
 }
 
 # Refused before an endpoint could be told: these have empty endpoint labels.
@@ -132,6 +140,7 @@ class WorkerMetrics:
         """The phases of a worker's life in their order; none are shown while there are none."""
         self.phase: Callable[[], str] = str
         self.log_lines_dropped: Callable[[], int] = int
+        self.certificate_expiries: Callable[[], Mapping[str, float]] = dict
         """Looked up at each scrape; by default 0."""
         self.build_info: Mapping[str, str] = {}
         prefix = "ingress_"

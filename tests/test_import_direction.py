@@ -21,7 +21,8 @@ TABLE: tuple[tuple[str, ...], ...] = (
     ("_log_repeats", "_log_writer", "_network", "_tallies", "_text", "wire"),
     ("handover",),
     ("_logging", "_threads", "_tracing", "abc", "bodies", "_collectors", "_failures"),
-    ("_context", "otel"),
+    ("_context", "otel", "tls"),
+    ("_token",),
     ("metrics",),
     (
         "_admission",

@@ -121,6 +121,8 @@ class CallHome:
         is_kept = False
         try:
             with scope:
+                if (do_handshake := getattr(stream, "do_handshake", None)) is not None:
+                    await do_handshake()  # that of TLS
                 dial_in, handshake = await _receive_handshake(stream)
                 is_kept = self._keep(dial_in, handshake)
             if not is_kept:

@@ -12,6 +12,7 @@ from typing import Any
 import trio
 
 from .._text import printable
+from .._token import TokenKeys
 from ..abc import InstanceView
 from ..errors import IngressError, LocalProtocolError, NoDialBack, NoInstances
 from ..wire.messages import CodecName, ErrorEvent, RequestControlMessage
@@ -51,6 +52,7 @@ class Client:
         codec: CodecName | None,
         dial_back_timeout: float,
         max_message_size: int,
+        token_keys: TokenKeys | None = None,
     ) -> None:
         self._view = view
         self._call_home = call_home
@@ -59,6 +61,7 @@ class Client:
         self._codec = codec
         self._dial_back_timeout = dial_back_timeout
         self._max_message_size = max_message_size
+        self._token_keys = token_keys
         self._streams: set[ResponseStream | BidirectionalStream] = set()
         self._closing = trio.Event()
 
@@ -197,7 +200,9 @@ class Client:
         appointment: Appointment,
     ) -> AsyncIterator[ResponseStream]:
         """Push the request and read its answer inside; what both kinds of calls share."""
-        frame = request_frame(target, control, body, headers, max_message_size=self._max_message_size)
+        frame = request_frame(
+            target, control, body, headers, max_message_size=self._max_message_size, token_keys=self._token_keys
+        )
         responses = ResponseStream(
             appointment,
             target.codec,

@@ -7,7 +7,9 @@ from contextlib import asynccontextmanager
 
 from .._network import TcpNetwork, join_host_port, routable_host
 from .._plugins import load_discovery
+from .._token import TokenKeys
 from ..abc import Discovery, Network
+from ..tls import TlsContexts, TlsNetwork, TlsOptions
 from ..wire.messages import CodecName
 from ..wire.request_frame import DEFAULT_MAX_FRAME_SIZE
 from ._call_home import DEFAULT_HANDSHAKE_TIMEOUT, CallHome
@@ -23,6 +25,7 @@ async def open_client(
     *,
     discovery: Discovery | str,
     network: Network | None = None,
+    tls: TlsOptions | None = None,
     host: str = "127.0.0.1",
     port: int = 0,
     advertise_host: str | None = None,
@@ -34,6 +37,7 @@ async def open_client(
     max_message_size: int = DEFAULT_MAX_FRAME_SIZE,
     set_aside: float = DEFAULT_SET_ASIDE,
     seed: int | None = None,
+    token_keys: TokenKeys | None = None,
 ) -> AsyncIterator[Client]:
     """Open a client that calls workers while inside.
 
@@ -42,6 +46,7 @@ async def open_client(
     Args:
         discovery: where workers are found, or the name of a plug-in that makes it from the environment.
         network: how to connect and listen; TCP when not given.
+        tls: speak TLS to workers and have them speak it to us; see ``docs/security.md``.
         host, port: where workers call home; port 0 picks one.
         advertise_host: the address workers are told to dial, where it differs from ``host``. When ``host`` is a
             wildcard and this is not given, the machine's first routable address.
@@ -53,11 +58,14 @@ async def open_client(
         max_message_size: bytes of the largest request frame sent and the largest response frame taken.
         set_aside: seconds for which an instance that failed gets no requests; 0 turns it off.
         seed: makes random routing repeatable.
+        token_keys: sign each request, for workers that take no others.
 
     Raises:
-        StartupError: the address is taken or not ours, or the plug-in cannot be used.
+        StartupError: the address is taken or not ours, the plug-in or a TLS file cannot be used.
     """
     network = TcpNetwork() if network is None else network
+    if tls is not None:
+        network = TlsNetwork(network, TlsContexts(tls))
     if isinstance(discovery, str):
         discovery = load_discovery(discovery)
     async with (
@@ -77,6 +85,7 @@ async def open_client(
             codec=codec,
             dial_back_timeout=dial_back_timeout,
             max_message_size=max_message_size,
+            token_keys=token_keys,
         )
         try:
             yield client

@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
+from .._token import TOKEN_HEADER, TokenKeys
 from ..errors import GenerateError, MessageTooLarge
-from ..wire.messages import RequestControlMessage
+from ..wire.messages import ConnectionInfo, RequestControlMessage
 from ..wire.request_frame import encode_request_frame
 from ..wire.two_part import encode_two_part
 from ._routing import Target
@@ -34,8 +35,12 @@ def request_frame(
     headers: Mapping[str, str] | None = None,
     *,
     max_message_size: int,
+    token_keys: TokenKeys | None = None,
 ) -> bytes:
     """Return the whole frame; ``headers`` are those of the caller's own, such as ``traceparent``.
+
+    Args:
+        token_keys: where given, the first of them signs the request.
 
     Raises:
         MessageTooLarge: above ``max_message_size``. Told here, because a worker that is told by the length fields
@@ -48,9 +53,11 @@ def request_frame(
         # The one reading of the wall clock: workers on other machines compare it with theirs.
         "x-frontend-send-ts-ns": str(time.time_ns()),
     }
-    frame = encode_request_frame(
-        target.path, {**(headers or {}), **own_headers}, encode_two_part(control.encode(), body)
-    )
+    payload = encode_two_part(control.encode(), body)
+    if token_keys is not None:
+        address = ConnectionInfo.from_address(control.connection_info).address
+        own_headers[TOKEN_HEADER] = token_keys.sign(target.path, control.id, address, payload)
+    frame = encode_request_frame(target.path, {**(headers or {}), **own_headers}, payload)
     if len(frame) > max_message_size:
         raise MessageTooLarge(
             f"request of {len(frame)} bytes exceeds max_message_size of {max_message_size} bytes",

@@ -194,8 +194,9 @@ class RequestConnection:
                         raise RemoteProtocolError(f"ack {printable(text)!r} without a request")
                     self._unacked.popleft().resolve(text)
                 self._update_deadline()
-        except trio.BrokenResourceError:
-            return "reset by the worker"
+        except trio.BrokenResourceError as exc:
+            # With TLS 1.3 a worker that wants a certificate says so only here.
+            return f"reset by the worker: {exc}" if getattr(stream, "closes_promptly", False) else "reset by the worker"
         except IngressError as exc:
             logger.warning("request connection to %s closed: %s", self.name, exc)
             return str(exc)

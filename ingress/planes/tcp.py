@@ -10,13 +10,13 @@ from __future__ import annotations
 import errno
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import trio
 
 from .._network import close_now, join_host_port, routable_host
 from .._tallies import Tallies
-from .._text import RateLimitedLogger
+from .._text import RateLimitedLogger, printable
 from ..abc import Network, PlaneOptions, Push, PushReceiver, RequestPlane
 from ..errors import InvalidMessage, MessageTooLarge
 from ..wire.messages import MAX_CONTROL_MESSAGE
@@ -173,7 +173,8 @@ class TcpRequestPlane(RequestPlane):
         """The wall round one connection: whatever goes wrong with it ends it and nothing else."""
         peer_host = self._network.peer_host(stream)
         try:
-            await self._converse(stream, receive, peer_host)
+            if await self._shake_hands(stream, peer_host):
+                await self._converse(stream, receive, peer_host)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             logger.debug("request connection from %s reset", peer_host)
         except Exception:
@@ -181,6 +182,19 @@ class TcpRequestPlane(RequestPlane):
         finally:
             self.tallies.connections_open -= 1
             await close_now(stream)
+
+    async def _shake_hands(self, stream: trio.abc.Stream, peer_host: str | None) -> bool:
+        """Do what a connection begins with, which only TLS has; it bounds its time itself."""
+        do_handshake: Callable[[], Awaitable[None]] | None = getattr(stream, "do_handshake", None)
+        if do_handshake is None:
+            return True
+        try:
+            await do_handshake()
+        except trio.BrokenResourceError as exc:
+            self.tallies.connections_refused["tls"] += 1
+            self._log.log(logging.WARNING, "tls", "request connection from %s refused: %s", peer_host, printable(exc))
+            return False
+        return True
 
     async def _converse(self, stream: trio.abc.Stream, receive: PushReceiver, peer_host: str | None) -> None:
         decoder = RequestFrameDecoder(max_frame_size=self._max_frame_size)
@@ -269,11 +283,11 @@ class TcpRequestPlane(RequestPlane):
 
 
 async def _close_after_refusal(stream: trio.abc.Stream) -> None:
-    if isinstance(stream, trio.abc.HalfCloseableStream):
-        with trio.move_on_after(_LINGER_TIMEOUT):
-            await stream.send_eof()
-            while await stream.receive_some(_READ_SIZE):
-                pass
+    with trio.move_on_after(_LINGER_TIMEOUT):
+        if isinstance(stream, trio.abc.HalfCloseableStream):
+            await stream.send_eof()  # TLS has no such thing; reading on serves it all the same
+        while await stream.receive_some(_READ_SIZE):
+            pass
 
 
 def _path_of(frame: RequestFrame) -> str | None:

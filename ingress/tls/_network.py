@@ -1,0 +1,206 @@
+"""A network whose every connection is TLS, over any other network."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from typing import Any
+
+import trio
+
+from .._text import printable
+from ..abc import Network
+from ._contexts import TlsContexts
+from ._options import TlsOptions
+
+# What a peer is given to take the alert that says why its handshake failed.
+ALERT_TIMEOUT = 1.0
+
+# What a close_notify may take. Only a peer that reads nothing lets it take any time, and would not read it either.
+GOODBYE_TIMEOUT = 0.1
+
+
+class TlsStream(trio.abc.Stream):
+    """TLS over a connection; one task may send and one receive at a time.
+
+    A stream that ends without the peer's close_notify was cut, by whomever: reading raises BrokenResourceError instead
+    of telling an end.
+    """
+
+    closes_promptly = True
+    """See :func:`ingress._network.close_now`: closing says goodbye, and takes :data:`GOODBYE_TIMEOUT` at most."""
+
+    def __init__(
+        self,
+        transport: trio.abc.Stream,
+        context: ssl.SSLContext,
+        options: TlsOptions,
+        *,
+        server_hostname: str | None = None,
+    ) -> None:
+        """
+        Args:
+            server_hostname: whom the peer must prove to be, where we are the client; None makes us the server.
+        """
+        self.transport = transport
+        self._options = options
+        self._is_server = server_hostname is None
+        self._tls: Any = trio.SSLStream(
+            transport, context, server_hostname=server_hostname, server_side=self._is_server, https_compatible=False
+        )
+        self._is_ready = False
+        self._sending = 0
+
+    async def do_handshake(self) -> None:
+        """Shake hands, which reading and sending do too where it was not done before.
+
+        Raises:
+            BrokenResourceError: it failed, took too long, or the peer's certificate bears no allowed name; the text
+                says which.
+        """
+        if self._is_ready:
+            await trio.lowlevel.checkpoint()
+            return
+        timeout = self._options.handshake_timeout
+        with trio.move_on_after(timeout):
+            try:
+                await self._tls.do_handshake()
+            except trio.BrokenResourceError as exc:
+                if isinstance(exc.__cause__, ssl.SSLError):
+                    await self._send_alert()
+                raise trio.BrokenResourceError(f"TLS handshake failed: {reason_of(exc)}") from exc
+            self._check_name()
+            self._is_ready = True
+            return
+        raise trio.BrokenResourceError(f"TLS handshake took more than {timeout:g} s")
+
+    async def _send_alert(self) -> None:
+        """Tell the peer why: OpenSSL has the alert ready, and trio does not send it.
+
+        Reading on for a while lets it arrive before the reset that unread bytes would cause.
+        """
+        alert = self._tls._outgoing.read() if hasattr(self._tls, "_outgoing") else b""
+        if not alert:
+            return
+        with trio.move_on_after(ALERT_TIMEOUT), contextlib.suppress(trio.BrokenResourceError):
+            await self.transport.send_all(alert)
+            if isinstance(self.transport, trio.abc.HalfCloseableStream):
+                await self.transport.send_eof()
+            while await self.transport.receive_some():
+                pass
+
+    def _check_name(self) -> None:
+        if not (self._is_server and self._options.allowed_names):
+            return
+        names = [str(value) for _, value in (self._tls.getpeercert() or {}).get("subjectAltName", ())]
+        if not {name.lower() for name in names} & {name.lower() for name in self._options.allowed_names}:
+            shown = printable(", ".join(names) or "none")
+            raise trio.BrokenResourceError(f"TLS handshake failed: no allowed name in the certificate of {shown}")
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if not self._is_ready:
+            await self.do_handshake()
+        self._sending += 1
+        try:
+            await self._tls.send_all(data)
+        finally:
+            self._sending -= 1
+
+    async def wait_send_all_might_not_block(self) -> None:
+        if not self._is_ready:
+            await self.do_handshake()
+        await self._tls.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if not self._is_ready:
+            await self.do_handshake()
+        try:
+            return bytes(await self._tls.receive_some(max_bytes))
+        except trio.BrokenResourceError as exc:
+            raise trio.BrokenResourceError(reason_of(exc)) from exc
+
+    async def aclose(self) -> None:
+        """Say goodbye and close; without the goodbye where the peer takes nothing."""
+        if not self._is_ready or self._sending:  # half a record is out: nothing can follow it
+            await trio.aclose_forcefully(self._tls)
+            return
+        with trio.move_on_after(GOODBYE_TIMEOUT):
+            await self._tls.aclose()
+
+
+class TlsListener(trio.abc.Listener[trio.abc.Stream]):
+    """Accepts connections that have yet to shake hands: accepting waits for no peer."""
+
+    def __init__(self, listener: trio.abc.Listener[trio.abc.Stream], contexts: TlsContexts) -> None:
+        self.listener = listener
+        self._contexts = contexts
+
+    async def accept(self) -> TlsStream:
+        transport = await self.listener.accept()
+        return TlsStream(transport, self._contexts.server(), self._contexts.options)
+
+    async def aclose(self) -> None:
+        await self.listener.aclose()
+
+
+class TlsNetwork:
+    """Speaks TLS over another network; see :class:`ingress.abc.Network`."""
+
+    def __init__(self, network: Network, contexts: TlsContexts) -> None:
+        self.contexts = contexts
+        self._network = network
+
+    async def open_listener(self, host: str, port: int) -> TlsListener:
+        return TlsListener(await self._network.open_listener(host, port), self.contexts)
+
+    async def connect(self, host: str, port: int) -> TlsStream:
+        """Connect and shake hands; the caller bounds the wait.
+
+        Raises:
+            OSError: unreachable, or the handshake failed.
+        """
+        transport = await self._network.connect(host, port)
+        options = self.contexts.options
+        stream = TlsStream(transport, self.contexts.client(), options, server_hostname=options.server_name or host)
+        try:
+            await stream.do_handshake()
+        except BaseException as exc:
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(stream)
+            if isinstance(exc, trio.BrokenResourceError):
+                raise ConnectionError(str(exc)) from exc
+            raise
+        return stream
+
+    def local_address(self, listener: trio.abc.Listener[trio.abc.Stream]) -> tuple[str, int]:
+        if not isinstance(listener, TlsListener):
+            raise TypeError(f"expected a listener of this network, got {type(listener).__name__}")
+        return self._network.local_address(listener.listener)
+
+    def peer_host(self, stream: trio.abc.Stream) -> str | None:
+        return self._network.peer_host(stream.transport) if isinstance(stream, TlsStream) else None
+
+
+# What OpenSSL calls the usual mistakes, in words of the trade.
+_REASONS = {
+    "HTTP_REQUEST": "the peer speaks HTTP",
+    "NO_SHARED_CIPHER": "no cipher in common",
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": "the peer showed no certificate",
+    "RECORD_LAYER_FAILURE": "the peer does not speak TLS",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the peer wants a certificate",
+    "UNEXPECTED_EOF_WHILE_READING": "cut without a goodbye",
+    "WRONG_VERSION_NUMBER": "the peer does not speak TLS",
+}
+
+
+def reason_of(exc: trio.BrokenResourceError) -> str:
+    """Say why a TLS stream broke."""
+    cause = exc.__cause__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"the peer's certificate is not accepted: {printable(cause.verify_message)}"
+    if isinstance(cause, ssl.SSLError):
+        reason = cause.reason or "no more is known"
+        if isinstance(cause, ssl.SSLEOFError):
+            reason = "UNEXPECTED_EOF_WHILE_READING"
+        return _REASONS.get(reason, reason.lower().replace("_", " "))
+    return str(exc) or "reset by the peer"
