@@ -10,6 +10,9 @@ from docstring_parser import parse
 from ingress.cli._app import make_app
 from ingress.cli._serve import serve
 
+# Secrets have no flag, and a dangerous switch needs more than a variable.
+SECURITY_VARIABLES = ("DYN_TCP_TLS_INSECURE", "INGRESS_TOKEN_KEYS")
+
 # Read by the logging of every verb, and no flag's twin.
 LOGGING_VARIABLES = ("DYN_LOG", "DYN_LOGGING_JSONL", "DYN_LOG_USE_LOCAL_TZ", "DYN_SDK_DISABLE_ANSI_LOGGING")
 
@@ -44,4 +47,4 @@ def serve_options() -> list[Option]:
 
 def known_variables() -> set[str]:
     """Return the environment variables that ``ingress serve`` reads."""
-    return {name for option in serve_options() for name in option.variables} | set(LOGGING_VARIABLES)
+    return {name for option in serve_options() for name in option.variables} | {*LOGGING_VARIABLES, *SECURITY_VARIABLES}

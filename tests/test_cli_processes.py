@@ -67,6 +67,11 @@ class Served:
         (found,) = re.findall(r"tcp 127\.0\.0\.1:(\d+)", "\n".join(self.card))
         return int(found)
 
+    def next_line(self) -> str:
+        """Wait for the next line that it logs."""
+        assert self.process.stderr is not None
+        return self.process.stderr.readline()
+
     def signal_and_wait(self, *numbers: int) -> int:
         for number in numbers:
             self.process.send_signal(number)

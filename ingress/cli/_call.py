@@ -39,6 +39,7 @@ from ._options import (
     parse_pairs,
 )
 from ._payloads import json_line, read_instance_id, read_request, text_of, write
+from ._tls_options import DEFAULT_SECURITY, SecurityOptions
 from ._worker_options import check_seconds
 
 # What is on its way when a stop is sent is read and not shown; a worker that goes on for longer is left.
@@ -80,6 +81,7 @@ def call(
     wait: Annotated[float, Parameter(validator=check_seconds)] = 0.0,
     call_home: Annotated[str, Parameter(env_var="INGRESS_CALL_HOME")] = DEFAULT_CALL_HOME,
     namespace: Namespace = DEFAULT_NAMESPACE,
+    security: SecurityOptions = DEFAULT_SECURITY,
     discovery: DiscoveryOptions = DEFAULT_DISCOVERY,
     output: OutputOptions = DEFAULT_OUTPUT,
 ) -> int:
@@ -132,12 +134,16 @@ def call(
         is_bidirectional=bidi,
     )
     opened = discovery.open_shared()
+    secured: dict[str, Any] = {"tls": security.tls(), "token_keys": security.token_keys()}
     tally = Tally(began=0.0)
     forced: list[int] = []
 
     async def run() -> None:
         with trio.move_on_after(timeout if timeout is not None else float("inf")) as scope:
-            async with _cancelled_by_signal(forced), open_client(discovery=opened, host=options.call_home) as client:
+            async with (
+                _cancelled_by_signal(forced),
+                open_client(discovery=opened, host=options.call_home, **secured) as client,
+            ):
                 await _call(client, options, tally, discovery.describe(opened))
         if scope.cancelled_caught and not forced:
             raise CommandError(
@@ -147,6 +153,8 @@ def call(
     try:
         trio.run(run)
     except StartupError as exc:
+        if not str(exc).startswith("cannot listen on"):
+            raise
         raise CommandError(
             f"cannot take answers on {call_home}", str(exc), "--call-home with an address of this host"
         ) from exc

@@ -17,6 +17,7 @@ from .._serve import make_worker, serve_until_signalled
 from .._worker import Worker
 from ..abc import Discovery
 from ..errors import IngressError
+from ..tls import TlsOptions
 from ._drain import show_drain
 from ._errors import EXIT_FAILED, EXIT_STARTUP, CommandError, usage
 from ._logging import wants_json
@@ -25,6 +26,7 @@ from ._options import DEFAULT_DISCOVERY, DEFAULT_OUTPUT, DiscoveryOptions, Outpu
 from ._screen import Row, call_command, command_lines, print_card
 from ._status_options import DEFAULT_STATUS, StatusFlags
 from ._targets import Target, resolve_asyncio_targets, resolve_target
+from ._tls_options import DEFAULT_SECURITY, SecurityOptions
 from ._trace_options import DEFAULT_TRACES, TraceFlags
 from ._worker_options import DEFAULT_WORKER, WorkerOptions
 
@@ -39,6 +41,7 @@ def serve(
     asyncio: Annotated[bool, Parameter(negative=())] = False,
     worker: WorkerOptions = DEFAULT_WORKER,
     status: StatusFlags = DEFAULT_STATUS,
+    security: SecurityOptions = DEFAULT_SECURITY,
     traces: TraceFlags = DEFAULT_TRACES,
     models: ModelFlags = DEFAULT_MODELS,
     discovery: DiscoveryOptions = DEFAULT_DISCOVERY,
@@ -66,9 +69,11 @@ def serve(
         "discovery": opened,
         "status": status.options(endpoints, worker.namespace),
         "model": models.cards(endpoints),
+        "tls": security.tls(),
+        "token_keys": security.token_keys(),
         **worker.keywords(served),
     }
-    _warn_of_open_doors(worker, status)
+    _warn_of_open_doors(worker, status, options["tls"], has_tokens=options["token_keys"] is not None)
     # Outside the event loop: the last spans hold up nothing but the end of the process, and that not for long.
     with traces.tracer() as tracer:
         made = make_worker({name: target.engine for name, target in served.items()}, tracer=tracer, **options)
@@ -97,7 +102,8 @@ def _run(
         is_started = True
         if output.quiet or wants_json(os.environ):
             pages = f", status on {started.status.url}" if started.status.url else ""
-            logger.info("serving %s on %s%s", ", ".join(served), started.address, pages)
+            tls = f" ({_tls_of(started)[1:]})" if started.tls is not None else ""
+            logger.info("serving %s on %s%s%s", ", ".join(served), started.address, tls, pages)
         else:
             with contextlib.suppress(BrokenPipeError):  # nobody to read it is no reason not to serve
                 _show_card(started, served, worker, discovery, opened, output)
@@ -139,11 +145,18 @@ def pair_endpoints(targets: Sequence[str], endpoints: Sequence[str], namespace: 
     return names
 
 
-def _warn_of_open_doors(options: WorkerOptions, status: StatusFlags) -> None:
-    if not _is_loopback(options.host):
-        logger.warning(
-            "listening on %s: whoever reaches the port can send requests, and nothing is encrypted", options.host
-        )
+def _warn_of_open_doors(
+    options: WorkerOptions, status: StatusFlags, tls: TlsOptions | None, *, has_tokens: bool
+) -> None:
+    is_open = not has_tokens and (tls is None or not tls.is_mutual)
+    doors = [
+        *(["whoever reaches the port can send requests"] if is_open else []),
+        *(["nothing is encrypted"] if tls is None else []),
+    ]
+    if doors and not _is_loopback(options.host):
+        logger.warning("listening on %s: %s", options.host, ", and ".join(doors))
+    if tls is not None and tls.insecure:
+        logger.warning("insecure TLS: certificates of the callers' listeners are not checked")
     if status.status_port >= 0 and not _is_loopback(status.status_host):
         logger.warning("status server on %s: whoever reaches the port reads metrics and health", status.status_host)
     if options.dial_policy == "any":
@@ -169,7 +182,10 @@ def _show_card(
     other = "json" if worker.codec == "msgpack" else "msgpack"
     rows: list[Row] = [[("endpoint", name), ("engine", target.label)] for name, target in served.items()]
     rows += [
-        [("request", f"{worker.plane} {worker.address}"), ("codec", f"{worker.codec}, reads {other} too")],
+        [
+            ("request", f"{worker.plane}{_tls_of(worker)} {worker.address}"),
+            ("codec", f"{worker.codec}, reads {other} too"),
+        ],
         [("discovery", discovery.describe(opened)), ("instance", f"{worker.instance_id:x}")],
         [
             ("limits", f"{options.engine_request_limit} at once + {options.request_queue_limit} in line"),
@@ -190,6 +206,12 @@ def _show_card(
     asking = ["-d", EXAMPLE_REQUEST] if engine.is_unary else ["--bidi"]
     parts = call_command(name, asking, discovery.flags_to_repeat)
     console.print(command_lines(console, parts), soft_wrap=True)
+
+
+def _tls_of(worker: Worker) -> str:
+    if worker.tls is None:
+        return ""
+    return "+mtls" if worker.tls.options.is_mutual else "+tls"
 
 
 def _ending(worker: Worker, code: int) -> str:
