@@ -1,16 +1,18 @@
 """Admission: N requests in the engine, Q more in line, and an immediate refusal for the rest.
 
-Never refuses while a slot is free, never holds more than N + Q, and lets the line in order. A policy may refuse more.
+Never refuses while a slot is free, never holds more than N + Q, and lets the line in order. A policy may refuse more,
+as may a limit for each peer and a watermark of memory.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 import trio
 
 from ._failures import describe_failure
+from ._memory_watermark import MemoryWatermark
 from ._text import RateLimitedLogger, printable
 from .abc import AdmissionPolicy, Arrival
 from .errors import Overloaded, PolicyFailed, QueueDeadlinePassed
@@ -31,6 +33,8 @@ class Admission:
     Args:
         policy: asked in addition, where there is room; None lets everything in that the two limits do.
         queue_deadline: seconds that a request may wait in line; None for ever.
+        max_inflight_per_peer: slots and places in line that one peer's address may hold; None for all of them.
+        memory: refuses while it is exceeded.
     """
 
     def __init__(
@@ -40,6 +44,8 @@ class Admission:
         *,
         policy: AdmissionPolicy | None = None,
         queue_deadline: float | None = None,
+        max_inflight_per_peer: int | None = None,
+        memory: MemoryWatermark | None = None,
     ) -> None:
         if engine_request_limit < 1 or request_queue_limit < 0:
             raise ValueError(
@@ -48,13 +54,18 @@ class Admission:
             )
         if queue_deadline is not None and not queue_deadline > 0:
             raise ValueError(f"queue_deadline must be more than 0 s, got {queue_deadline:g} s")
+        if max_inflight_per_peer is not None and max_inflight_per_peer < 1:
+            raise ValueError(f"max_inflight_per_peer must be at least 1, got {max_inflight_per_peer}")
         self.engine_request_limit = engine_request_limit
         self.request_queue_limit = request_queue_limit
         self.queue_deadline = queue_deadline
+        self.max_inflight_per_peer = max_inflight_per_peer
         self.has_policy = policy is not None
         self.running = 0
         self.rejected = 0
         self._policy = policy
+        self._memory = memory
+        self._of_peers: Counter[str] = Counter()  # only those that hold something, and only where there is a limit
         self._line: OrderedDict[Slot, None] = OrderedDict()
         # Whose deadline has passed and who are being told so: out of the line's order, still in its places, so that
         # no crowd of them can grow beside it.
@@ -65,31 +76,45 @@ class Admission:
     def queued(self) -> int:
         return len(self._line) + len(self._overdue)
 
-    def admit(self, arrival: Arrival | None = None) -> Slot:
+    def admit(self, arrival: Arrival | None = None, *, peer: str | None = None) -> Slot:
         """Take a slot, or a place in line.
 
         Args:
             arrival: what the policy is asked about; may be left out where there is no policy.
+            peer: whose request it is, where that is known.
 
         Raises:
-            Overloaded: both are full, or the policy refuses.
+            Overloaded: both are full, the peer has its share, memory is short, or the policy refuses.
             PolicyFailed: the policy raised something else.
         """
         is_granted = self.running < self.engine_request_limit
+        refusal = None
         if not is_granted and self.queued >= self.request_queue_limit:
+            refusal = "worker at capacity"
+        elif self.max_inflight_per_peer is not None and self._of_peers.get(peer or "", 0) >= self.max_inflight_per_peer:
+            refusal = f"{self.max_inflight_per_peer} requests of one caller are in flight"
+        elif self._memory is not None and self._memory.is_exceeded:
+            refusal = "worker is short of memory"
+        if refusal is not None:
             self.rejected += 1
-            raise Overloaded("worker at capacity")
+            raise Overloaded(refusal)
         if self._policy is not None and arrival is not None:
             self._ask(self._policy, arrival)
-        slot = Slot(self, arrival, is_granted=is_granted)
+        slot = Slot(self, arrival, peer, is_granted=is_granted)
         if is_granted:
             self.running += 1
         else:
             self._line[slot] = None
+        if self.max_inflight_per_peer is not None and peer is not None:
+            self._of_peers[peer] += 1
         return slot
 
     def leave(self, slot: Slot) -> None:
         """Give up what the slot holds; the first in line moves up. Called by :meth:`Slot.release`."""
+        if slot.peer is not None and slot.peer in self._of_peers:
+            self._of_peers[slot.peer] -= 1
+            if not self._of_peers[slot.peer]:
+                del self._of_peers[slot.peer]
         if not slot.is_granted:
             self._line.pop(slot, None)
             self._overdue.discard(slot)
@@ -125,10 +150,13 @@ class Admission:
 class Slot:
     """One admitted request's right to run; release it exactly once, whatever happens."""
 
-    __slots__ = ("_admission", "_granted", "_is_released", "arrival", "is_granted")
+    __slots__ = ("_admission", "_granted", "_is_released", "arrival", "is_granted", "peer")
 
-    def __init__(self, admission: Admission, arrival: Arrival | None = None, *, is_granted: bool) -> None:
+    def __init__(
+        self, admission: Admission, arrival: Arrival | None = None, peer: str | None = None, *, is_granted: bool
+    ) -> None:
         self._admission = admission
+        self.peer = peer
         self.arrival = arrival
         self.is_granted = is_granted
         self._is_released = False

@@ -186,7 +186,7 @@ class PushHandler:
             if self._admission.has_policy:
                 size = len(push.payload) if push.too_large is None else push.too_large.size
                 arrival = Arrival(self.endpoint_id, size, control, push.headers, push.peer_host)
-            slot = self._admission.admit(arrival)
+            slot = self._admission.admit(arrival, peer=push.peer_host)
             return AdmittedPush(push, shape, control, info, address, slot, push.too_large)
         except Exception as exc:
             # A shape's bug must not cost the connection its other acks, so it is refused like what cannot be read.

@@ -25,6 +25,7 @@ from ._engine import make_engine
 from ._failures import refusal_text
 from ._handler import GOODBYE_TIMEOUT, PushHandler
 from ._legacy import LegacyTeller
+from ._memory_watermark import DEFAULT_MEMORY_WATERMARK, MemoryWatermark, find_memory_limit
 from ._network import TcpNetwork
 from ._plugins import load_discovery, load_plane, load_shapes
 from ._tallies import Tallies
@@ -100,6 +101,8 @@ class Worker:
         request_queue_limit: int = DEFAULT_REQUEST_QUEUE_LIMIT,
         queue_deadline: float | None = None,
         admission: AdmissionPolicy | None = None,
+        max_inflight_per_peer: int | None = None,
+        memory_watermark: float | None = DEFAULT_MEMORY_WATERMARK,
         dial_policy: DialPolicy | None = None,
         stop_grace: float = 0.0,
         linger: float = DEFAULT_LINGER,
@@ -123,7 +126,12 @@ class Worker:
         self.linger = linger
         self.drain_budget = drain_budget
         self.admission = Admission(
-            engine_request_limit, request_queue_limit, policy=admission, queue_deadline=queue_deadline
+            engine_request_limit,
+            request_queue_limit,
+            policy=admission,
+            queue_deadline=queue_deadline,
+            max_inflight_per_peer=max_inflight_per_peer,
+            memory=None if memory_watermark is None else MemoryWatermark(memory_watermark, find_memory_limit()),
         )
         self.open_requests = OpenRequests()
         self._discovery = load_discovery(discovery) if isinstance(discovery, str) else discovery

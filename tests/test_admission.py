@@ -201,3 +201,44 @@ async def test_the_limits_hold_whatever_a_policy_says() -> None:
     async with open_stage(sleep_for, admission=Open(), engine_request_limit=1) as stage:
         await stage.call(1000)
         assert await stage.ask(stage.caller.payload(1)) == "Server overloaded: worker at capacity"
+
+
+# -- one peer's share ------------------------------------------------------------------------------------------------
+
+
+def test_l07_one_peer_takes_no_more_than_its_share_of_slots_and_line() -> None:
+    admission = Admission(2, 4, max_inflight_per_peer=3)
+    greedy = [admission.admit(peer="10.0.0.1") for _ in range(3)]
+    with pytest.raises(Overloaded, match="3 requests of one caller are in flight"):
+        admission.admit(peer="10.0.0.1")
+    other = admission.admit(peer="10.0.0.2")
+    assert (admission.running, admission.queued, admission.rejected) == (2, 2, 1)
+    greedy.pop().release()
+    greedy.append(admission.admit(peer="10.0.0.1"))
+    for slot in (*greedy, other):
+        slot.release()
+        slot.release()
+    assert (admission.running, admission.queued) == (0, 0)
+    assert not admission._of_peers  # who has left takes no room
+
+
+def test_l07_peers_whose_address_is_unknown_share_no_limit() -> None:
+    admission = Admission(5, max_inflight_per_peer=1)
+    for _ in range(5):
+        admission.admit()
+
+
+async def test_l07_a_caller_over_its_share_is_told_that_the_worker_is_overloaded() -> None:
+    async with open_stage(forever, max_inflight_per_peer=2) as stage:
+        for expected in ("", "", "Server overloaded: 2 requests of one caller are in flight"):
+            assert await stage.ask(stage.caller.payload()) == expected
+
+
+async def forever(request: object) -> AsyncIterator[object]:
+    yield "begun"
+    await trio.sleep_forever()
+
+
+def test_a_share_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_inflight_per_peer must be at least 1, got 0"):
+        Admission(max_inflight_per_peer=0)

@@ -14,6 +14,7 @@ from cyclopts.validators import Number
 
 from .._admission import DEFAULT_ENGINE_REQUEST_LIMIT, DEFAULT_REQUEST_QUEUE_LIMIT
 from .._dial_policy import DialPolicy
+from .._memory_watermark import DEFAULT_MEMORY_WATERMARK
 from .._worker import DEFAULT_DRAIN_BUDGET, DEFAULT_LINGER, DEFAULT_PLANE
 from ..planes.tcp import DEFAULT_HOST
 from ..wire.request_frame import DEFAULT_MAX_FRAME_SIZE
@@ -135,6 +136,19 @@ class WorkerOptions:
             help="Seconds a request may wait in line before its caller is told.",
         ),
     ] = None
+    max_inflight_per_peer: Annotated[
+        int | None,
+        _number("INGRESS_MAX_INFLIGHT_PER_PEER", "Requests of one address, running and in line together.", least=1),
+    ] = None
+    memory_watermark: Annotated[
+        int,
+        _number(
+            "INGRESS_MEMORY_WATERMARK",
+            "Percent of the control group's memory limit above which requests are refused.",
+            least=1,
+            most=100,
+        ),
+    ] = round(DEFAULT_MEMORY_WATERMARK * 100)
     max_message_size: Annotated[
         int, _number("DYN_TCP_MAX_MESSAGE_SIZE", "Bytes of the largest request.", least=1, most=_LARGEST_FRAME)
     ] = DEFAULT_MAX_FRAME_SIZE
@@ -174,6 +188,8 @@ class WorkerOptions:
             "engine_request_limit": self.engine_request_limit,
             "request_queue_limit": self.request_queue_limit,
             "queue_deadline": self.queue_deadline,
+            "max_inflight_per_peer": self.max_inflight_per_peer,
+            "memory_watermark": self.memory_watermark / 100,
             "dial_policy": DialPolicy(self.dial_policy, self.dial_allow or (), self.dial_deny or ()),
             "stop_grace": self.stop_grace,
             "linger": self.grace,
