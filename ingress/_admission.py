@@ -76,12 +76,13 @@ class Admission:
     def queued(self) -> int:
         return len(self._line) + len(self._overdue)
 
-    def admit(self, arrival: Arrival | None = None, *, peer: str | None = None) -> Slot:
+    def admit(self, arrival: Arrival | None = None, *, peer: str | None = None, size: int = 0) -> Slot:
         """Take a slot, or a place in line.
 
         Args:
             arrival: what the policy is asked about; may be left out where there is no policy.
             peer: whose request it is, where that is known.
+            size: its bytes.
 
         Raises:
             Overloaded: both are full, the peer has its share, memory is short, or the policy refuses.
@@ -93,7 +94,7 @@ class Admission:
             refusal = "worker at capacity"
         elif self.max_inflight_per_peer is not None and self._of_peers.get(peer or "", 0) >= self.max_inflight_per_peer:
             refusal = f"{self.max_inflight_per_peer} requests of one caller are in flight"
-        elif self._memory is not None and self._memory.is_exceeded:
+        elif self._memory is not None and self._memory.is_exceeded(size):
             refusal = "worker is short of memory"
         if refusal is not None:
             self.rejected += 1

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TypeVar
 
 import trio
+from attrs import evolve
 
 from ._context import Ending, RequestContext
 from ._dial_guard import DialGuard, DialTarget
@@ -65,7 +66,9 @@ class DialBack:
         self._context = context
         self._max_frame_size = max_frame_size
         self._guard = guard
-        self._push = push
+        # Without its payload: the streams of a request and their tasks refer to each other, and so stay until a garbage
+        # collection.
+        self._push = evolve(push, payload=b"")
         self._connect_timeout = connect_timeout
         self._close_wait = close_wait
         self._manager = trio.open_nursery()

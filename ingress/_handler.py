@@ -41,7 +41,7 @@ from .errors import (
     TokenRefused,
 )
 from .metrics import ERROR_TYPES, OUTCOMES, RequestGuard, WorkHandlerMetrics, cancelled_by
-from .wire.messages import ConnectionInfo, RequestControlMessage
+from .wire.messages import ConnectionInfo, ErrorEvent, RequestControlMessage
 from .wire.records import EndpointId
 from .wire.trace_context import read_trace_context
 from .wire.two_part import DEFAULT_MAX_MESSAGE_SIZE
@@ -186,7 +186,7 @@ class PushHandler:
             if self._admission.has_policy:
                 size = len(push.payload) if push.too_large is None else push.too_large.size
                 arrival = Arrival(self.endpoint_id, size, control, push.headers, push.peer_host)
-            slot = self._admission.admit(arrival, peer=push.peer_host)
+            slot = self._admission.admit(arrival, peer=push.peer_host, size=len(push.payload))
             return AdmittedPush(push, shape, control, info, address, slot, push.too_large)
         except Exception as exc:
             # A shape's bug must not cost the connection its other acks, so it is refused like what cannot be read.
@@ -198,7 +198,10 @@ class PushHandler:
             self._log.log(
                 logging.WARNING, type(exc).__name__, "push to %s refused: %s", self.endpoint_id, printable(error, 600)
             )
-            raise error from (None if error is exc else exc)
+            try:
+                raise error from (None if error is exc else exc)
+            finally:
+                del error  # or its traceback keeps the payload until the garbage collector comes by
 
     # -- after the ack -------------------------------------------------------------------------------------------------
 
@@ -294,18 +297,19 @@ class PushHandler:
         """The steps of an answer; cancelled as a whole when the caller wants no more."""
         # 1. The slot.
         admitted_at = guard.started
-        failure: BaseException | None = None
+        # What is told, and not the exception itself: with its traceback it would keep the payload in a cycle.
+        event: ErrorEvent | None = None
         request: Any = None
         try:
             await admitted.slot.wait_granted()
         except QueueDeadlinePassed as exc:
-            failure = exc
+            event = error_event_of(exc)
             self._log.log(logging.WARNING, "queue deadline", "request %s refused: %s", printable(context.id), exc)
             response.error_type = _QUEUE_DEADLINE
         self.metrics.observe_permit_wait(trio.current_time() - admitted_at)
         # 2. Parse. A body that cannot be read is told to the caller, once there is a stream to tell it on.
         try:
-            if failure is None:
+            if event is None:
                 if admitted.failure is not None:
                     raise admitted.failure
                 parsed = await admitted.shape.parse_and_build_request(
@@ -313,26 +317,26 @@ class PushHandler:
                 )
                 request = parsed.request
         except Exception as exc:  # also what a shape did not mean to raise: the caller is told all the same
-            failure = exc
+            event = error_event_of(exc)
             self._fail(response, context, exc, _error_type_of(exc))
         # 3. How long the push was on its way.
         self._observe_network_transit(admitted)
         # 4. Dial back.
         await response.open()
         # 5. Generate and pump.
-        if failure is None:
-            failure = await self._generate(admitted.shape, request, context, response, guard)
+        if event is None:
+            event = await self._generate(admitted.shape, request, context, response, guard)
         else:
             response.send_prologue()
         # 6. The error event, if any, the final frame and the sentinel; none of them where an engine has swallowed its
         #    cancellation.
         await trio.lowlevel.checkpoint_if_cancelled()
-        if failure is not None:
-            response.send_error(error_event_of(failure))
+        if event is not None:
+            response.send_error(event)
         await response.send_final()
-        if failure is None and response.progress.error_chunks:
+        if event is None and response.progress.error_chunks:
             self._fail(response, context, GenerateError("engine yielded an error event"), "generate")
-        elif failure is None:
+        elif event is None:
             self._notify()
 
     async def _generate(
@@ -342,8 +346,8 @@ class PushHandler:
         context: RequestContext,
         response: Response,
         guard: RequestGuard,
-    ) -> BaseException | None:
-        """Ask the engine and pump its chunks out; returns what the engine raised."""
+    ) -> ErrorEvent | None:
+        """Ask the engine and pump its chunks out; returns what to tell of its failure."""
         chunks: AsyncGeneratorType[Any, None] | None = None
         failure: BaseException | None = None
         # Entered before the engine can enter scopes of its own, so that theirs end inside it, whatever was cut where.
@@ -376,13 +380,19 @@ class PushHandler:
         if failure is None:
             return None
         if isinstance(failure, PublishError) and response.writer.failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure
         if is_cancellation(failure):
             await trio.lowlevel.checkpoint_if_cancelled()
             # Still here: what was cancelled is a scope of the engine's own, left open across a yield.
             failure = GenerateError("engine was cancelled by a cancel scope or nursery of its own")
         self._fail(response, context, failure, "generate")
-        return failure
+        try:
+            return error_event_of(failure)
+        finally:
+            del failure
 
     async def _say_goodbye(self, response: Response) -> None:
         """Tell a caller that the worker leaves, where its stream still takes it."""

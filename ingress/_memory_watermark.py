@@ -1,7 +1,7 @@
 """How near the process is to the memory limit of its control group, where the kernel would end it.
 
-Read when a request comes and at most once a second: no task, no timer, a few microseconds. Without a limit nothing is
-read at all. The limit may be a parent's: the tightest one on the way to the root counts.
+Read when a request comes, once a second or for each megabyte of requests: no task, no timer, a few microseconds.
+Without a limit nothing is read at all. The limit may be a parent's: the tightest one on the way to the root counts.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ logger = logging.getLogger("ingress.admission")
 DEFAULT_MEMORY_WATERMARK = 0.9
 
 _SAMPLE_INTERVAL = 1.0
+
+# Requests of so many bytes together are looked at again, however soon: a thousand large ones may come within a second.
+_SAMPLE_BYTES = 1 << 20
 
 # Version 1 says "no limit" with the largest number of pages; no machine has so much.
 _NO_LIMIT = 1 << 60
@@ -56,14 +59,16 @@ class MemoryWatermark:
         self.limit = limit
         self._sampled_at = -float("inf")
         self._used = 0
+        self._bytes_since = 0
 
-    @property
-    def is_exceeded(self) -> bool:
+    def is_exceeded(self, size: int = 0) -> bool:
+        """Whether a request of that many bytes would be too much."""
         if self.limit is None:
             return False
         now = trio.current_time()
-        if not 0 <= now - self._sampled_at < _SAMPLE_INTERVAL:
-            self._sampled_at = now
+        self._bytes_since += size
+        if not 0 <= now - self._sampled_at < _SAMPLE_INTERVAL or self._bytes_since >= _SAMPLE_BYTES:
+            self._sampled_at, self._bytes_since = now, 0
             try:
                 self._used = self.limit.used()
             except (OSError, ValueError) as exc:  # the group was removed or changed under us: no reason to refuse

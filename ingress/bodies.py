@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -32,4 +33,39 @@ async def decode_body(codec_name: str, body: bytes) -> Any:
         limiter = trio.CapacityLimiter(_MAX_THREADS)
         _limiter.set(limiter)
     # Nobody waits for a decoder whose caller has gone: it ends by itself, and keeps its place until then.
-    return await trio.to_thread.run_sync(decode, body, limiter=limiter, abandon_on_cancel=True)
+    job = _Decoding(decode, body)
+    await trio.to_thread.run_sync(job.run, limiter=limiter, abandon_on_cancel=True)
+    return job.result()
+
+
+class _Decoding:
+    """What a thread is to decode, and what came of it.
+
+    trio's own frames round a call in a thread refer to each other, so that what they hold stays until a garbage
+    collection: they hold this, and this gives the body and the result away.
+    """
+
+    def __init__(self, decode: Callable[[bytes], Any], body: bytes) -> None:
+        self._decode = decode
+        self._body = body
+        self._value: Any = None
+        self._error: Exception | None = None
+
+    def run(self) -> None:
+        """In the thread."""
+        try:
+            self._value = self._decode(self._body)
+        except Exception as exc:
+            self._error = exc
+        self._body = b""
+
+    def result(self) -> Any:
+        """In the event loop, once."""
+        value, self._value = self._value, None
+        error, self._error = self._error, None
+        try:
+            if error is not None:
+                raise error
+            return value
+        finally:
+            del error

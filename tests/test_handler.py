@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import tracemalloc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -345,3 +347,44 @@ async def test_c18_requests_with_one_id_are_told_apart() -> None:
         for i, response in enumerate(responses):
             if i != 3:
                 assert (await response.read_to_sentinel()).items == [i]
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+async def large_then_fails(request: Any) -> AsyncIterator[Any]:
+    if request == "wait":
+        await trio.sleep_forever()
+    yield len(request)
+    if request[0] != "o":
+        raise ValueError("in the middle")
+
+
+@pytest.mark.parametrize("how", ["overloaded", "unreadable", "bad body", "engine", "none"])
+async def test_l11_a_request_gives_its_bytes_back_without_the_garbage_collector(how: str) -> None:
+    """An exception that a frame of its own traceback refers to keeps the whole payload until a collection."""
+    size, count = 1 << 20, 20
+    async with open_stage(large_then_fails, engine_request_limit=1) as stage:
+        if how == "overloaded":
+            await stage.call("wait")
+        bodies = {
+            "none": b'"' + b"o" * size + b'"',
+            "overloaded": b'"' + b"x" * size + b'"',
+            "engine": b'"' + b"x" * size + b'"',
+            "bad body": b"x" * size,
+        }
+        gc.collect()
+        gc.disable()
+        tracemalloc.start()
+        try:
+            for _ in range(count):
+                if how == "unreadable":
+                    assert await stage.ask(bytes(size)) != ""
+                elif how == "overloaded":
+                    assert (await stage.ask(stage.caller.payload(bodies[how]))).startswith("Server overloaded")
+                else:
+                    assert bool((await stage.tell(bodies[how])).errors) is (how != "none")
+            assert tracemalloc.get_traced_memory()[0] < 5 * size
+        finally:
+            tracemalloc.stop()
+            gc.enable()

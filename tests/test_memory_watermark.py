@@ -86,10 +86,12 @@ async def test_l08_above_the_watermark_new_requests_are_overloaded_and_running_o
         running = await stage.call(10)
         group_v2(root, "a", 100 * MIB, 95 * MIB)
         assert await stage.ask(stage.caller.payload(0)) == ""  # looked at once a second
+        large = stage.caller.payload("x" * (1 << 20))
+        assert await stage.ask(large) == "Server overloaded: worker is short of memory"  # and for large requests
         await trio.sleep(1)
         for _ in range(2):
             assert await stage.ask(stage.caller.payload(0)) == "Server overloaded: worker is short of memory"
-        assert stage.sample("dynamo_rejection_request_total") == 2
+        assert stage.sample("dynamo_rejection_request_total") == 3
         group_v2(root, "a", 100 * MIB, 95 * MIB, inactive=20 * MIB)  # the kernel has files to drop
         await trio.sleep(1)
         assert await stage.ask(stage.caller.payload(0)) == ""
