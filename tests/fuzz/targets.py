@@ -7,8 +7,10 @@ were cut, must encode back to the same, and must keep within its limits.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import unquote
 
 from attrs import field, frozen
 
@@ -21,6 +23,8 @@ from ingress.wire.request_frame import AckDecoder, RequestFrameDecoder, encode_r
 from ingress.wire.response import ControlWordReader, ResponseReceiver
 from ingress.wire.two_part import TwoPartDecoder, decode_two_part, encode_two_part
 from tests import captures
+from tests.fuzz.connection import attack_connection, connection_seeds
+from tests.fuzz.guards import attack_json_guard, attack_msgpack_guard
 
 # Small, so that the fuzzer reaches it with the bytes it has.
 LIMIT = 64 * 1024
@@ -153,6 +157,17 @@ def attack_record(data: bytes) -> object:
     return sorted(record.transport)
 
 
+def attack_named_record(data: bytes) -> object:
+    """A file's name and its content, with a NUL between them, which no name has."""
+    raw_name, _, content = data.partition(b"\0")
+    name = raw_name.decode(errors="surrogateescape")
+    record = InstanceRecord.decode(content, file_name=name)
+    assert unquote(name) == record.key
+    assert re.fullmatch(r"[A-Za-z0-9%._-]{1,255}", record.file_name), record.file_name
+    assert record.file_name not in (".", "..") and unquote(record.file_name) == record.key
+    return len(record.transport)
+
+
 # -- bodies ----------------------------------------------------------------------------------------------------------
 
 
@@ -238,6 +253,11 @@ def _addresses() -> list[bytes]:
     return [b"127.0.0.1:4000", b"[::1]:1", b"fe80::1:65535", *(info.address.encode() for info in infos)]
 
 
+def _named_records() -> list[bytes]:
+    raws = _recorded("discovery-record")
+    return [InstanceRecord.decode(raw).file_name.encode() + b"\0" + raw for raw in raws] + [b"../x\0" + raws[0]]
+
+
 TARGETS = (
     Target("request-frame", attack_request_frame, lambda: _recorded("request-", "req-")),
     Target("two-part", attack_two_part, lambda: [*_payloads(), *_recorded("response-")]),
@@ -250,5 +270,9 @@ TARGETS = (
     Target("prologue", attack_prologue, lambda: _headers("response-ok", "response-error-prologue")),
     Target("json-body", lambda data: attack_body(codec_named("json"), data), lambda: _bodies("json")),
     Target("msgpack-body", lambda data: attack_body(codec_named("msgpack"), data), lambda: _bodies("msgpack")),
+    Target("json-guard", attack_json_guard, lambda: _bodies("json")),
+    Target("msgpack-guard", attack_msgpack_guard, lambda: _bodies("msgpack")),
     Target("record", attack_record, lambda: _recorded("discovery-record")),
+    Target("named-record", attack_named_record, _named_records),
+    Target("connection", attack_connection, connection_seeds),
 )

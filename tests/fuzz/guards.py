@@ -1,0 +1,41 @@
+"""The guards of request bodies, held against the decoders that they guard: what passes one must not harm the other."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from ingress.wire.guards import check_json_body, check_msgpack_size
+
+# What a decoder may take beside its input: an empty container of a byte costs 64.
+MEMORY_FACTOR = 64
+MEMORY_BASE = 1 << 20
+
+
+def attack_json_guard(data: bytes) -> object:
+    return attack_guard(check_json_body, msgspec.json.decode, data)
+
+
+def attack_msgpack_guard(data: bytes) -> object:
+    return attack_guard(check_msgpack_size, msgspec.msgpack.decode, data)
+
+
+def attack_guard(check: Callable[[bytes], None], decode: Callable[[bytes], Any], data: bytes) -> object:
+    """Decode what the guard lets pass; it may be no JSON, and neither too deep nor too large for the decoder."""
+    check(data)
+    tracemalloc.start()
+    try:
+        decode(data)
+        outcome = "decoded"
+    except RecursionError:
+        raise AssertionError("the guard let pass what is too deep for the decoder") from None
+    except (msgspec.MsgspecError, ValueError) as exc:
+        outcome = type(exc).__name__
+    finally:
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak <= MEMORY_FACTOR * len(data) + MEMORY_BASE, f"{peak} bytes to decode {len(data)}"
+    return outcome
