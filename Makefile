@@ -89,6 +89,10 @@ fuzz: $(DEV) ## attack every decoder, beginning with the captures, and drive the
 	@$(PIP) install --editable '.[fuzz]' 2>/dev/null || echo "atheris does not install here: plain mutations instead" >&2
 	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),120)
 
+.PHONY: soak
+soak: $(DEV) ## a villain beside good callers for ten minutes, then the figures under load; SECONDS=N
+	@$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),600)
+
 .PHONY: lint
 lint: $(DEV) ## format, lint and types
 	@$(BIN)/ruff format --check .
