@@ -78,8 +78,8 @@ screenshots: $(DEV) $(BROWSER) ## take the pictures of docs/images anew; needs a
 	@$(BIN)/python -m tests.interop.screenshots
 
 .PHONY: bench
-bench: $(DEV) ## this worker and the real one under the same load, side by side
-	@$(BIN)/python $(PEERS) 1.6.1
+bench: $(DEV) ## this worker beside Dynamo, grpc.aio and Starlette under the same loads; figures in bench.json too
+	@$(BIN)/python $(PEERS) 1.6.1 bench
 	@$(BIN)/python -m tests.bench
 	@$(BIN)/python -m tests.bench.bridge
 	@$(BIN)/python -m tests.bench.cancellation

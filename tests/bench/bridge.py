@@ -42,7 +42,7 @@ async def measure(row: int, worker: RunningWorker) -> Figures:
     _, request, streams, requests = ROWS[row]
     load = loads.Load(dict(request), streams, requests, measure_due="interval" in request)
     before = worker.cpu_seconds()
-    await loads.run(load, worker.record)
+    await loads.run(load, worker.open_caller)
     chunks = requests * load.request["n"]
     return Figures(
         (worker.cpu_seconds() - before) / chunks * 1e6,

@@ -12,10 +12,12 @@ BENCHMARK_TEXT = " token of a benchmark stream whose length is always fixed"
 
 
 async def bench(request: Any) -> AsyncIterator[Any]:
-    """Yield ``n`` items in the manner ``mode`` names: tight, awaiting, or paced."""
-    if request["mode"] == "tight":
+    """Yield ``n`` items in the manner ``mode`` names: tight, awaiting, paced, or held open after them."""
+    if request["mode"] in ("tight", "held"):
         for i in range(request["n"]):
             yield {"token_ids": [i], "text": BENCHMARK_TEXT}
+        if request["mode"] == "held":
+            await trio.sleep(3600)
     elif request["mode"] == "awaiting":
         for i in range(request["n"]):
             await trio.lowlevel.checkpoint()

@@ -3,74 +3,109 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
 from attrs import frozen
 
 from ingress.discovery import FileDiscovery
-from ingress.wire.records import EndpointId, InstanceRecord
+from ingress.wire.records import EndpointId
 from tests.interop import peers
 
+from .callers import open_dynamo_caller, open_grpc_caller, open_sse_caller
+from .load import Caller, OpenCaller
+
 ENDPOINT = EndpointId("demo", "backend", "generate")
-_TICKS = os.sysconf("SC_CLK_TCK")
+START_TIMEOUT = 30.0
+
+_TARGETS = {
+    "ours": ["tests.bench.engine:bench"],
+    "bridge": ["--asyncio", "tests/interop/peers/dynamo_engines.py:bench"],
+    "bridge without uvloop": ["tests.bench.bridged:plain"],
+}
+_SCRIPTS = {"grpc.aio": "grpc_server.py", "Starlette SSE": "sse_server.py"}
+_CALLERS: dict[str, Callable[[int], AbstractAsyncContextManager[Caller]]] = {
+    "grpc.aio": open_grpc_caller,
+    "Starlette SSE": open_sse_caller,
+}
 
 
 @frozen
 class RunningWorker:
-    """A worker process and its record."""
+    """A worker process, and how it is called."""
 
     name: str
     pid: int
-    record: InstanceRecord
+    open_caller: OpenCaller
 
     def cpu_seconds(self) -> float:
-        """User and system time of the process so far."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
+        """User and system time of the process so far, all its threads together."""
+        # The process's own CPU clock, as clock_getcpuclockid(3) makes its number: nanoseconds, where /proc has ticks.
+        return time.clock_gettime((~self.pid << 3) | 2)
 
     def resident_bytes(self) -> int:
         return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def is_available(name: str) -> bool:
+    """Say whether the peer is installed; `tests/interop/peers/install.py 1.6.1 bench` does it."""
+    if name in _SCRIPTS:
+        return peers.is_installed(peers.BENCH)
+    return name != "Dynamo 1.6.1" or peers.is_installed("1.6.1")
+
+
 def command_of(name: str) -> list[str]:
-    targets = {
-        "ours": ["tests.bench.engine:bench"],
-        "bridge": ["--asyncio", "tests/interop/peers/dynamo_engines.py:bench"],
-        "bridge without uvloop": ["tests.bench.bridged:plain"],
-    }
-    if name in targets:
+    if name in _TARGETS:
         options = ["--endpoint", str(ENDPOINT), "--codec", "json"]
-        return [sys.executable, "-m", "ingress", "serve", *targets[name], *options]
+        return [sys.executable, "-m", "ingress", "serve", *_TARGETS[name], *options]
+    if name in _SCRIPTS:
+        return [str(peers.python(peers.BENCH)), str(Path(__file__).parent / "peers" / _SCRIPTS[name])]
+    if name == "floor":
+        return [sys.executable, "-m", "tests.bench.floor"]
     return peers.worker_command("1.6.1", "demo", "backend", engine="bench")
 
 
 @asynccontextmanager
 async def open_worker(name: str) -> AsyncIterator[RunningWorker]:
-    """Start a worker with its defaults and wait until it can be found."""
+    """Start a worker with its defaults and wait until it can be called."""
     with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryFile() as output:
         environment = peers.environment("1.6.1", directory, DYN_LOG="info", DYN_REQUEST_PLANE_CODEC="json")
         process = await trio.lowlevel.open_process(
             command_of(name), env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
         try:
-            async with FileDiscovery(Path(directory)).open_view() as view:
-                with trio.fail_after(30):
-                    while not view.instances(ENDPOINT):
-                        await trio.sleep(0.05)
-                yield RunningWorker(name, process.pid, view.instances(ENDPOINT)[0])
+            with trio.fail_after(START_TIMEOUT):
+                caller = await (_find_port if name in _SCRIPTS else _find_record)(
+                    name, Path(directory), output.fileno()
+                )
+            yield RunningWorker(name, process.pid, caller)
         except BaseException:
-            output.seek(0)
-            sys.stderr.buffer.write(output.read()[-2000:])
+            sys.stderr.buffer.write(os.pread(output.fileno(), 10_000, max(0, os.fstat(output.fileno()).st_size - 2000)))
             raise
         finally:
             if process.returncode is None:
                 os.kill(process.pid, signal.SIGKILL)
             with trio.CancelScope(shield=True):
                 await process.wait()
+
+
+async def _find_record(name: str, directory: Path, output: int) -> OpenCaller:
+    async with FileDiscovery(directory).open_view() as view:
+        while not view.instances(ENDPOINT):
+            await trio.sleep(0.05)
+        return partial(open_dynamo_caller, view.instances(ENDPOINT)[0])
+
+
+async def _find_port(name: str, directory: Path, output: int) -> OpenCaller:
+    while (found := re.search(rb"^port (\d+)$", os.pread(output, 10_000, 0), re.MULTILINE)) is None:
+        await trio.sleep(0.05)
+    return partial(_CALLERS[name], int(found[1]))

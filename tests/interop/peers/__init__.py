@@ -6,6 +6,7 @@ make directories, command lines and environments. `dynamo_client`,
 peers' virtual environments, so they use the standard library alone.
 """
 
+from .peers import BENCH as BENCH
 from .peers import FRONTEND as FRONTEND
 from .peers import can_namespace as can_namespace
 from .peers import client_command as client_command

@@ -108,7 +108,12 @@ async def awaiting(request: Any, context: Any) -> AsyncIterator[Any]:
 
 
 async def bench(request: Any, context: Any) -> AsyncIterator[Any]:
-    """Yield `n` items in the manner `mode` names: tight, awaiting, or paced with `interval` seconds between dues."""
+    """Yield `n` items in the manner `mode` names: tight, awaiting, held open, or paced by `interval` seconds."""
+    if request["mode"] == "held":
+        async for item in tight(request, context):
+            yield item
+        await asyncio.sleep(3600)
+        return
     if request["mode"] == "paced":
         due = time.monotonic()
         for i in range(request["n"]):

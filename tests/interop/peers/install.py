@@ -21,17 +21,27 @@ DISTRIBUTION = "ai-dynamo-runtime"
 
 FRONTEND = "frontend-1.6.1"
 
+BENCH = "bench"
+"""What workers are measured against besides Dynamo; for `make bench` only."""
+
 DEFAULT_VERSIONS = ("1.0.2", "1.2.1", "1.3.1", "1.4.2", "1.6.1", FRONTEND)
 """Oldest supported, first with prompt FIN, first with record codecs, newest."""
 
-# The frontend declares dependencies that do not resolve, and heavy ones that its default processor never imports.
-_FRONTEND_STEPS = (
-    (
-        *("ai-dynamo-runtime==1.6.1", "aiohttp>=3.9,<4", "certifi", "msgspec>=0.19", "prometheus-client>=0.21"),
-        *("pyzmq>=26", "tqdm>=4", "zstandard>=0.23", "packaging>=24", "pyyaml>=6", "openai[realtime]>=3,<4"),
+# What is installed, one pip command after the other, where it is more than one release of the runtime.
+_STEPS: dict[str, tuple[tuple[str, ...], ...]] = {
+    # The frontend declares dependencies that do not resolve, and heavy ones that its default processor never imports.
+    FRONTEND: (
+        (
+            *("ai-dynamo-runtime==1.6.1", "aiohttp>=3.9,<4", "certifi", "msgspec>=0.19", "prometheus-client>=0.21"),
+            *("pyzmq>=26", "tqdm>=4", "zstandard>=0.23", "packaging>=24", "pyyaml>=6", "openai[realtime]>=3,<4"),
+        ),
+        ("--no-deps", "ai-dynamo==1.6.1"),
     ),
-    ("--no-deps", "ai-dynamo==1.6.1"),
-)
+    BENCH: (("grpcio>=1.80,<2", "uvicorn[standard]>=0.40,<1", "starlette>=1,<2", "msgspec>=0.19"),),
+}
+
+# What has to load: a wheel may install and still not do so, say on an older glibc.
+_MODULES = {FRONTEND: "dynamo.frontend.main, openai", BENCH: "grpc.aio, uvicorn, uvloop, starlette, msgspec"}
 
 ROOT = Path(__file__).resolve().parents[3] / ".peers"
 
@@ -111,7 +121,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _create(version: str) -> None:
     _run([sys.executable, "-m", "venv", "--clear", str(directory(version))])
-    for packages in _FRONTEND_STEPS if version == FRONTEND else ((f"{DISTRIBUTION}=={version}",),):
+    for packages in _steps(version):
         _run(
             [
                 str(python(version)),
@@ -119,10 +129,12 @@ def _create(version: str) -> None:
                 *("install", "--only-binary", ":all:", *packages),
             ]
         )
-    # The wheel may install and still not load, say on an older glibc.
-    modules = "dynamo.frontend.main, openai" if version == FRONTEND else "dynamo.runtime"
-    _run([str(python(version)), "-c", f"import {modules}"])
+    _run([str(python(version)), "-c", f"import {_MODULES.get(version, 'dynamo.runtime')}"])
     _stamp_path(version).write_text(_stamp(version), encoding="utf-8")
+
+
+def _steps(version: str) -> tuple[tuple[str, ...], ...]:
+    return _STEPS.get(version, ((f"{DISTRIBUTION}=={version}",),))
 
 
 def _run(command: Sequence[str]) -> None:
@@ -146,7 +158,7 @@ def _stamp_path(version: str) -> Path:
 
 
 def _stamp(version: str) -> str:
-    what = " ".join(map(" ".join, _FRONTEND_STEPS)) if version == FRONTEND else f"{DISTRIBUTION}=={version}"
+    what = " ".join(map(" ".join, _steps(version)))
     return f"{what} python=={platform.python_version()}\n"
 
 

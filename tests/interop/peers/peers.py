@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .events import items_sha as items_sha
+from .install import BENCH as BENCH
 from .install import FRONTEND as FRONTEND
 from .install import is_installed as is_installed
 from .install import python as python
