@@ -45,7 +45,7 @@ class DynamoCaller:
         self._waiting: dict[bytes, trio.MemorySendChannel[trio.SocketStream]] = {}
 
     async def call(self, request: dict[str, Any], seen: Seen) -> None:
-        async with await self._push(request) as stream:
+        async with await self.push(request) as stream:
             got, tail, is_first = 0, b"", True
             while data := await stream.receive_some(READ_SIZE):
                 if is_first:
@@ -58,7 +58,7 @@ class DynamoCaller:
                     return
         raise RuntimeError("the answer ended without its sentinel")
 
-    async def _push(self, request: dict[str, Any]) -> trio.SocketStream:
+    async def push(self, request: dict[str, Any]) -> trio.SocketStream:
         """Send one request and return the response stream that comes home, its handshake read."""
         subject, request_id = str(uuid.uuid4()), str(uuid.uuid4())
         info = ConnectionInfo(f"127.0.0.1:{self._port}", subject, request_id, "response")

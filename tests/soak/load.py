@@ -12,7 +12,7 @@ import trio
 from attrs import frozen
 
 from ingress.wire.request_frame import AckDecoder, encode_request_frame
-from tests.bench.load import open_caller
+from tests.bench.callers import open_dynamo_caller
 from tests.reliability.served import NETWORK, Watch, Worker, open_worker
 from tests.soak.plain_client import Result, take
 
@@ -102,15 +102,13 @@ async def idle_connections(worker: Worker, count: int = 5000) -> list[Figure]:
 async def never_readers(worker: Worker, count: int = 50) -> list[Figure]:
     """Callers that ask for a gigabyte and take nothing of it."""
     memory = worker.memory()
-    async with trio.open_nursery() as nursery:
-        caller = await open_caller(worker.record, nursery)
+    async with open_dynamo_caller(worker.record) as caller:
         request = {"do": "count", "n": 10**6, "text": "x" * 1000}
         streams = [await caller.push(request) for _ in range(count)]
         await trio.sleep(2)
         each = (worker.memory() - memory) / count / MIB
         for stream in streams:
             await stream.aclose()
-        nursery.cancel_scope.cancel()
     return [Figure("memory a caller that never reads", max(each, 0.0), 1, "MiB", is_guard=True)]
 
 
