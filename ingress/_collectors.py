@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from ._tallies import RECORD_SKIPS
 
 if TYPE_CHECKING:
     from .metrics import WorkerMetrics, WorkHandlerMetrics
@@ -25,6 +27,19 @@ class AdmissionGauges(Protocol):
 
     @property
     def queued(self) -> int: ...
+
+
+class DiscoveryCounts(Protocol):
+    """What the metrics read of the worker's discovery at each scrape."""
+
+    @property
+    def missed_renewals(self) -> int: ...
+
+    @property
+    def rewritten_records(self) -> int: ...
+
+    @property
+    def skipped_records(self) -> Mapping[str, int]: ...
 
 
 class WorkerCollector:
@@ -136,11 +151,32 @@ class OwnCollector:
         for name, expires_at in worker.certificate_expiries().items():
             expiries.add_metric([name], expires_at)
         yield expiries
+        yield from _discovery_families(worker.discovery)
         yield CounterMetricFamily(
             "ingress_log_lines_dropped_total",
             "Log lines dropped because nothing took them",
             worker.log_lines_dropped(),
         )
+
+
+def _discovery_families(discovery: DiscoveryCounts | None) -> Iterator[Metric]:
+    found = discovery.skipped_records if discovery is not None else {}
+    skipped = CounterMetricFamily(
+        "ingress_records_skipped_total", "Discovery records of others that were not taken", labels=["reason"]
+    )
+    for reason in RECORD_SKIPS:
+        skipped.add_metric([reason], found.get(reason, 0))
+    yield skipped
+    yield CounterMetricFamily(
+        "ingress_records_rewritten_total",
+        "Discovery records of this worker that others removed or altered, written again",
+        discovery.rewritten_records if discovery is not None else 0,
+    )
+    yield GaugeMetricFamily(
+        "ingress_missed_renewals",
+        "Renewals of this worker's discovery records that failed in a row",
+        discovery.missed_renewals if discovery is not None else 0,
+    )
 
 
 def _flush_buckets(endpoint: WorkHandlerMetrics) -> list[tuple[str, float]]:

@@ -13,6 +13,10 @@ FRAME_REFUSALS = ("too_large", "path", "deadline")
 DIAL_DENIALS = ("unreadable", "policy", "reserved", "denied", "failing")
 SLOW_PEER_SIDES = ("request", "response")
 
+# Why a file in the directory of records is no record: what kind of file it is, whose, how large; it cannot be read; it
+# holds something else; there are too many.
+RECORD_SKIPS = ("kind", "owner", "size", "unreadable", "content", "crowded")
+
 
 class Tallies:
     """The counts of one worker; for its event loop."""

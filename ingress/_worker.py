@@ -57,6 +57,9 @@ CLOSING_TIME = 1.0
 
 DEFAULT_PLANE = "tcp"
 
+# Not ready from then on: at the third missed renewal callers have dropped the records (docs/wire.md §7).
+MAX_MISSED_RENEWALS = 2
+
 EngineLike = Engine | Callable[..., Any] | Sequence[Engine | Callable[..., Any]]
 
 
@@ -204,10 +207,12 @@ class Worker:
         self._engines = engines
         self.metrics.phases = [phase.value for phase in Phase]
         self.metrics.phase = lambda: self.phase.value
+        self.metrics.discovery = self._discovery
         self.metrics.build_info = {"version": __version__, "codec": self.codec, "plane": self.plane}
         if self.tls is not None:
             self.metrics.certificate_expiries = self.tls.expiries
         self.status = WorkerStatus(engines, self.metrics, status or StatusOptions(), details=self._details)
+        self.status.health.add_check("discovery", self._discovery_trouble)
         for endpoint_id, notify in self.status.notifiers().items():
             self.handlers[endpoint_id].set_health_notifier(notify)
         self._by_path = {self._path(endpoint_id): handler for endpoint_id, handler in self.handlers.items()}
@@ -320,6 +325,12 @@ class Worker:
     def _enter(self, phase: Phase, seconds: float) -> None:
         self.phase = phase
         self.phase_ends_at = trio.current_time() + seconds
+
+    def _discovery_trouble(self) -> str | None:
+        missed = self._discovery.missed_renewals
+        if missed < MAX_MISSED_RENEWALS:
+            return None
+        return f"discovery records could not be renewed {missed} times in a row, callers lose this worker"
 
     def _details(self) -> Mapping[str, Any]:
         """What ``/health?verbose`` says beyond readiness."""

@@ -365,6 +365,23 @@ class Discovery(ABC):
         """Where that is, for people to read: a directory, a URL without its password."""
         return ""
 
+    # What a worker shows of it: metrics, and no readiness from the second missed renewal on.
+
+    @property
+    def missed_renewals(self) -> int:
+        """Renewals in a row that failed, of the records that are served; from 2 on callers are about to lose them."""
+        return 0
+
+    @property
+    def rewritten_records(self) -> int:
+        """How often a record was put back that someone else had removed or altered."""
+        return 0
+
+    @property
+    def skipped_records(self) -> Mapping[str, int]:
+        """What views found and did not take for a record, by reason; the reasons are fixed words."""
+        return {}
+
     @abstractmethod
     async def serve_records(
         self, records: Sequence[DiscoveryRecord], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

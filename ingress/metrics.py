@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import trio
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from ._collectors import AdmissionGauges, OwnCollector, WorkerCollector
+from ._collectors import AdmissionGauges, DiscoveryCounts, OwnCollector, WorkerCollector
 from ._tallies import Tallies
 from .wire.records import EndpointId
 
@@ -143,6 +143,7 @@ class WorkerMetrics:
         self.certificate_expiries: Callable[[], Mapping[str, float]] = dict
         """Looked up at each scrape; by default 0."""
         self.build_info: Mapping[str, str] = {}
+        self.discovery: DiscoveryCounts | None = None
         prefix = "ingress_"
         self.outcomes = self._counter(
             prefix + "outcome_total", "Requests by how and why they ended, each counted once", (*labels, *_OUTCOME)

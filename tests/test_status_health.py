@@ -112,3 +112,19 @@ def test_nanos_are_always_less_than_a_second(uptime: float) -> None:
     shown = state.to_json()["uptime"]
     assert 0 <= shown["nanos"] < 1_000_000_000
     assert shown["secs"] + shown["nanos"] / 1e9 == pytest.approx(uptime)
+
+
+def test_k05_a_check_holds_every_endpoint_back_while_it_finds_something() -> None:
+    state = HealthState()
+    state.add(EndpointHealth(EndpointId("demo", "backend", "generate"), clock=lambda: 0.0))
+    state.release(STARTING)
+    found: list[str] = []
+    state.add_check("discovery", lambda: found[0] if found else None)
+    assert state.to_json()["status"] == "ready"
+    found.append("records cannot be renewed")
+    assert state.to_json()["status"] == "notready"
+    assert state.reasons() == {"discovery": "records cannot be renewed"}
+    assert state.to_json()["endpoints"] == {"generate": "notready"}
+    found.clear()
+    assert state.to_json()["status"] == "ready"
+    assert state.to_json()["endpoints"] == {"generate": "ready"}

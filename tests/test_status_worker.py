@@ -180,3 +180,26 @@ async def test_a_request_has_two_info_lines_and_its_cancellation_is_no_warning(
         )  # fmt: skip
     assert not [record for record in caplog.records if record.levelno > logging.INFO]
     assert "secret" not in caplog.text + str([vars(record).get("fields") for record in records])
+
+
+class Shaky(MemoryDiscovery):
+    """Discovery whose renewals fail as a test says."""
+
+    missed_renewals = 0
+    rewritten_records = 3
+    skipped_records: Mapping[str, int] = {"kind": 2}
+
+
+async def test_k05_two_missed_renewals_make_a_worker_not_ready_and_it_serves_on() -> None:
+    discovery = Shaky()
+    async with open_stage(echo, discovery=discovery) as stage:
+        health = stage.worker.status.health
+        for missed, is_ready in ((1, True), (2, False), (90, False), (0, True)):
+            discovery.missed_renewals = missed
+            assert health.is_ready is is_ready
+            assert own(stage, "ingress_missed_renewals") == missed
+            await stage.assert_alive()
+            if not is_ready:
+                assert f"{missed} times in a row" in health.reasons()["discovery"]
+        assert own(stage, "ingress_records_rewritten_total") == 3
+        assert own(stage, "ingress_records_skipped_total") == 2

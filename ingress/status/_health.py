@@ -63,6 +63,7 @@ class HealthState:
     def __init__(self, *, starts_ready: bool = False, clock: Clock = time.monotonic) -> None:
         self._endpoints: dict[EndpointId, EndpointHealth] = {}
         self._holds = {STARTING: STARTING}
+        self._checks: dict[str, Callable[[], str | None]] = {}
         self._starts_ready = starts_ready
         self._clock = clock
         self._started = clock()
@@ -82,6 +83,10 @@ class HealthState:
         """End a hold; nothing happens where there is none."""
         self._holds.pop(what, None)
 
+    def add_check(self, what: str, trouble: Callable[[], str | None]) -> None:
+        """Ask ``trouble`` whenever readiness is; while it returns a reason, that holds every endpoint back."""
+        self._checks[what] = trouble
+
     @property
     def is_starting(self) -> bool:
         return STARTING in self._holds
@@ -95,7 +100,7 @@ class HealthState:
     def reasons(self) -> dict[str, str]:
         """Return why the worker is not ready: by full endpoint name, or by the name of what holds all of them."""
         found = {str(health.endpoint_id): health.reason for health in self if health.reason is not None}
-        return {**self._holds, **found}
+        return {**self._held_back(), **found}
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that the body holds."""
@@ -110,12 +115,17 @@ class HealthState:
         """Return the body as a released worker lays it out."""
         return json.dumps(self.to_json(), separators=(",", ":")).encode()
 
+    def _held_back(self) -> dict[str, str]:
+        troubles = ((what, trouble()) for what, trouble in self._checks.items())
+        return {**self._holds, **{what: reason for what, reason in troubles if reason is not None}}
+
     def _by_name(self) -> dict[str, str]:
         # Bare endpoint names, as released workers write them: of two that are alike the worse one shows.
         states: dict[str, str] = {}
+        is_held_back = bool(self._held_back())
         for health in self:
             name = health.endpoint_id.endpoint
-            if self._holds or not health.is_ready:
+            if is_held_back or not health.is_ready:
                 states[name] = NOT_READY
             else:
                 states.setdefault(name, READY)
