@@ -13,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ingress.discovery._directory import FileAccess, RecordDirectory
+from ingress.discovery._entries import Refusal
 from ingress.errors import DeserializationError
 from ingress.wire.records import MAX_RECORD_SIZE, EndpointId, InstanceRecord
 
@@ -163,9 +164,50 @@ def test_k02_k03_only_small_regular_files_are_read(directory: RecordDirectory) -
 def test_k02_a_file_of_another_user_is_refused(directory: RecordDirectory) -> None:
     (directory.path / "record").write_bytes(b"content")
     os.chown(directory.path / "record", 54321, -1)
-    assert directory.scan()["record"].refusal == "owned by user 54321 and not by 0"
+    assert directory.scan()["record"].refusal == Refusal("owner", "owned by user 54321 and not by 0")
     with pytest.raises(DeserializationError, match="owned by user 54321"):
         directory.read("record")
+
+
+def test_r07_what_a_dead_writer_left_is_removed_and_what_moves_is_not(directory: RecordDirectory) -> None:
+    path = directory.path
+    for number in range(3):
+        (path / f".tmp_{number:016x}").write_bytes(b"half")
+    kept = [".tmp_0123", ".tmp_doctor_x", ".tmp_0123456789ABCDEF", "record", "x.tmp_0123456789abcdef"]
+    for name in kept:
+        (path / name).write_bytes(b"other")
+    (path / ".tmp_00000000000000aa").symlink_to(path / "record")
+    (path / ".tmp_00000000000000bb").mkdir()
+
+    listed = directory.unfinished()
+    assert set(listed) == {f".tmp_{number:016x}" for number in range(3)}
+    (path / ".tmp_0000000000000001").write_bytes(b"whole")
+    os.utime(path / ".tmp_0000000000000001", ns=(1, 1))
+    (path / ".tmp_0000000000000002").rename(path / "came-to-its-end")
+    assert directory.remove_unfinished(listed) == 1
+    kept += [".tmp_0000000000000001", ".tmp_00000000000000aa", ".tmp_00000000000000bb", "came-to-its-end"]
+    assert {each.name for each in path.iterdir()} == set(kept)
+
+
+def test_k02_a_crowded_directory_is_listed_in_part_and_known_records_with_it(
+    directory: RecordDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingress.discovery._directory.MAX_FILES", 10)
+    for number in range(30):
+        (directory.path / f"{number}").write_bytes(b"junk")
+    known = {"3", "28", "29"}
+    entries = directory.scan(known)
+    assert known <= set(entries)
+    assert 10 <= len(entries) <= 13
+
+
+def test_others_who_can_interfere_are_named(directory: RecordDirectory) -> None:
+    assert directory.exposure() is None
+    directory.path.chmod(0o777)
+    assert directory.exposure() == "its mode is 777"
+    if os.geteuid() == 0:
+        os.chown(directory.path, 54321, -1)
+        assert directory.exposure() == "it belongs to user 54321"
 
 
 def test_a_directory_is_current_until_its_path_leads_elsewhere(tmp_path: Path) -> None:

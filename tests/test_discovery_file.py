@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple
@@ -18,7 +18,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ingress.abc import InstanceView
 from ingress.discovery import FileDiscovery, default_directory
-from ingress.discovery._directory import CALL_TIMEOUT, Entry, FileAccess, RecordDirectory
+from ingress.discovery._directory import CALL_TIMEOUT, FileAccess, RecordDirectory
+from ingress.discovery._entries import Entry
 from ingress.errors import StartupError
 from ingress.wire.records import EndpointId, InstanceRecord, ModelRecord
 
@@ -86,10 +87,10 @@ class ShakyDirectory(RecordDirectory):
         super().__init__(base, create=create)
         self._disk = disk
 
-    def scan(self) -> dict[str, Entry]:
+    def scan(self, known: Collection[str] = ()) -> dict[str, Entry]:
         self._disk.step("scan")
         self._disk.during_scan()
-        return super().scan()
+        return super().scan(known)
 
     def touch(self, name: str, content: bytes) -> bool:
         self._disk.step("touch")
@@ -439,6 +440,86 @@ async def test_k05_a_removed_directory_is_made_again_with_the_record_in_it(
     assert disk.names() == set()
 
 
+async def test_k05_no_thread_to_be_had_is_a_failure_like_others(
+    discovery: FileDiscovery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python says so with a RuntimeError, which nobody expects of a file system."""
+
+    async def fail(*args: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise RuntimeError("can't start new thread")
+
+    async with discovery.open_view() as view, announced(discovery):
+        await trio.sleep(0.2)
+        with monkeypatch.context() as exhausted:
+            exhausted.setattr(ShakyAccess, "run", fail)
+            await trio.sleep(6.5)
+            assert discovery.missed_renewals == 2
+            assert list(view.instances()) == [record()]
+        await trio.sleep(3.1)
+        assert discovery.missed_renewals == 0
+        assert list(view.instances()) == [record()]
+    with monkeypatch.context() as exhausted:
+        exhausted.setattr(ShakyAccess, "run", fail)
+        with pytest.raises(StartupError, match="can't start new thread"):
+            await discovery.serve_records([record(2)])
+
+
+async def test_r07_what_dead_writers_left_is_removed_when_it_has_not_moved_for_two_lifetimes(
+    discovery: FileDiscovery, autojump_clock: MockClock, disk: ShakyDisk, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    dead, slow = ".tmp_0123456789abcdef", ".tmp_fedcba9876543210"
+    disk.put(dead, b'{"half', age=10 * 365 * 86400)
+    disk.put(slow, b'{"half')
+    async with announced(discovery):
+        for _ in range(18):
+            await trio.sleep(1)
+            disk.set_mtime(slow)
+            disk.wall_jump += 3600  # what the wall clock says is no measure
+            assert {dead, slow} < disk.names()
+        await trio.sleep(6)
+        assert disk.names() == {slow, record().file_name}
+    assert [line for line in caplog.messages if "dead writers" in line] == [
+        f"removed 1 unfinished records of dead writers in {discovery.directory}"
+    ]
+
+
+async def test_leftovers_that_cannot_be_removed_are_no_trouble(
+    discovery: FileDiscovery, autojump_clock: MockClock, disk: ShakyDisk
+) -> None:
+    disk.put(".tmp_0123456789abcdef", b'{"half')
+    async with announced(discovery):
+        disk.failing["unlink"] = errno.EROFS
+        await trio.sleep(60)
+        assert discovery.missed_renewals == 0
+        disk.failing.clear()
+
+
+async def test_k04_endpoints_that_differ_by_nothing_but_case_are_refused_before_anything_is_written(
+    discovery: FileDiscovery, autojump_clock: MockClock, disk: ShakyDisk
+) -> None:
+    """On a file system that folds case, both would be one file."""
+    twin = EndpointId("demo", "Backend", "generate")
+    with pytest.raises(
+        StartupError, match=r"demo\.backend\.generate and demo\.Backend\.generate differ by nothing but"
+    ):
+        await discovery.serve_records([record(), record(0xABC, twin)])
+    assert disk.done == []
+    async with announced(discovery, record(0xABC), record(0xDEF, twin)):  # two workers' files have different names
+        assert len(disk.names()) == 2
+
+
+async def test_a_directory_that_others_can_write_is_warned_of_once(
+    discovery: FileDiscovery, autojump_clock: MockClock, disk: ShakyDisk, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk.records.mkdir(parents=True)
+    disk.records.chmod(0o1777)
+    async with announced(discovery):
+        await trio.sleep(60)
+    assert caplog.messages == [f"others can remove this worker's records in {discovery.directory}: its mode is 1777"]
+
+
 async def test_k05_one_record_that_cannot_be_renewed_does_not_let_the_others_expire(
     discovery: FileDiscovery, autojump_clock: MockClock, disk: ShakyDisk
 ) -> None:
@@ -663,6 +744,11 @@ async def test_k02_k03_junk_in_the_directory_is_skipped_with_one_line_a_file_and
         assert discovery.rewritten_records == 0
         await trio.sleep(2)
         assert sum("is skipped" in line for line in caplog.messages) == 2 * len(junk) - 4, "another line after an hour"
+        # Those that moved were counted each time, the four that are no files once.
+        looks = 61
+        assert discovery.skipped_records == {
+            "kind": 4, "owner": 0, "size": looks, "unreadable": 0, "content": (len(junk) - 5) * looks, "crowded": 0
+        }  # fmt: skip
     assert disk.names() == set(junk)
 
 
@@ -674,7 +760,53 @@ async def test_k02_a_record_of_another_user_is_skipped(
     os.chown(disk.records / record().file_name, 54321, -1)
     async with discovery.open_view() as view:
         assert list(view.instances()) == []
+        await trio.sleep(60)
     assert "owned by user 54321" in caplog.text
+    assert discovery.skipped_records["owner"] == 1
+
+
+async def test_k02_a_crowded_directory_costs_bounded_memory_and_keeps_what_was_found_in_it(
+    discovery: FileDiscovery,
+    autojump_clock: MockClock,
+    disk: ShakyDisk,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in ("_directory", "_watcher"):
+        monkeypatch.setattr(f"ingress.discovery.{module}.MAX_FILES", 20)
+    async with discovery.open_view() as view, announced(discovery):
+        await trio.sleep(0.2)
+        assert list(view.instances()) == [record()]
+        for number in range(100):
+            disk.put(f"a-{number}", b"junk")
+        await trio.sleep(60)
+        assert list(view.instances()) == [record()]
+        for number in range(100):
+            (disk.records / f"a-{number}").unlink()
+        disk.put(record(2).file_name, record(2).encode())
+        await trio.sleep(0.2)
+        assert list(view.instances()) == [record(2), record()]
+    assert discovery.skipped_records["crowded"] == 1
+    assert discovery.skipped_records["content"] <= 20
+    assert [line for line in caplog.messages if "20 files or more" in line] == [
+        f"{discovery.directory} holds 20 files or more; new ones are not looked at"
+    ]
+
+
+async def test_k05_a_file_that_cannot_be_read_for_long_is_counted_once(
+    discovery: FileDiscovery, autojump_clock: MockClock, disk: ShakyDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    disk.put(record().file_name, record().encode())
+    monkeypatch.setattr(ShakyDirectory, "read", fail)
+    async with discovery.open_view() as view:
+        await trio.sleep(5)
+        assert discovery.skipped_records["unreadable"] == 1
+        monkeypatch.undo()
+        await trio.sleep(0.2)
+        assert list(view.instances()) == [record()]
 
 
 async def test_dot_files_and_the_model_cards_beside_are_ignored_in_silence(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Collection
 
 from attrs import define, field, frozen
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, rule
 
-from ingress.discovery._directory import Entry
+from ingress.discovery._entries import Entry
 from ingress.discovery._sightings import Sighting, look, spare
 from ingress.wire.records import EndpointId, InstanceRecord
 
@@ -36,7 +37,7 @@ class PaperDirectory:
         self.unreadable: set[str] = set()
         self.reads: list[str] = []
 
-    def scan(self) -> dict[str, Entry]:
+    def scan(self, known: Collection[str] = ()) -> dict[str, Entry]:
         return {name: Entry(int(f.mtime * 1e9), len(f.raw), f.inode) for name, f in self.files.items()}
 
     def read(self, name: str) -> bytes:
@@ -154,8 +155,8 @@ def test_retrying_an_unreadable_file_is_no_sign_of_life() -> None:
 
 def test_a_file_removed_between_listing_and_reading_is_absent() -> None:
     class Racing(PaperDirectory):
-        def scan(self) -> dict[str, Entry]:
-            entries = super().scan()
+        def scan(self, known: Collection[str] = ()) -> dict[str, Entry]:
+            entries = super().scan(known)
             self.files.clear()
             return entries
 

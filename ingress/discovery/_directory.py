@@ -9,18 +9,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import BinaryIO, TypeVar, TypeVarTuple
 
 import trio
-from attrs import frozen
 
-from ..errors import DeserializationError
 from ..wire.records import MAX_RECORD_SIZE, InstanceRecord
+from ._entries import Entry, RefusedFile, refusal_of, refusal_to_open
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -33,26 +33,20 @@ INSTANCES = Path(VERSION, InstanceRecord.bucket)
 # record for dead.
 CALL_TIMEOUT = 3.0
 
+# Twice the fleet that a directory is made for, so that what lies in it costs a reader at most some 20 MiB.
+MAX_FILES = 20_000
+
+# What ``write`` calls its files before they are whole; released peers do likewise.
+_UNFINISHED = re.compile(r"\.tmp_[0-9a-f]{16}")
+_MAX_UNFINISHED = 1000
+
 # Windows can neither open a directory nor name a file relative to one: there ``_fd`` is None and ``_at`` joins paths.
 _HAS_DIR_FD = os.open in os.supports_dir_fd
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _NO_BLOCK = getattr(os, "O_NONBLOCK", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
 
-# What opening answers when the name stands for something that is no readable file: a symbolic link, a socket, mode 000.
-_NOT_OURS = (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EACCES, errno.EPERM)
 _CANNOT_SYNC_DIRECTORIES = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
-
-
-@frozen
-class Entry:
-    """What the directory tells about a file without opening it; equal entries, equal content."""
-
-    mtime_ns: int
-    size: int
-    inode: int
-    refusal: str | None = None
-    """Why the file must not be opened, or None."""
 
 
 class RecordDirectory:
@@ -80,23 +74,54 @@ class RecordDirectory:
         except (FileNotFoundError, NotADirectoryError):
             return False
 
-    def scan(self) -> dict[str, Entry]:
-        """List what lies here, dot-files left out: those are records somebody is still writing."""
-        entries = {}
+    def scan(self, known: Collection[str] = ()) -> dict[str, Entry]:
+        """List what lies here, dot-files left out: those are records somebody is still writing.
+
+        At most ``MAX_FILES``, and of those that are ``known`` all.
+        """
+        return self._list(lambda name: not name.startswith("."), MAX_FILES, known)
+
+    def unfinished(self) -> dict[str, Entry]:
+        """List files whose writer has not come to an end, or has come to a bad one."""
+        listed = self._list(lambda name: _UNFINISHED.fullmatch(name) is not None, _MAX_UNFINISHED)
+        return {name: entry for name, entry in listed.items() if entry.refusal is None}
+
+    def remove_unfinished(self, listed: Mapping[str, Entry]) -> int:
+        """Remove those that nobody has touched since they were listed; return how many."""
+        still = self.unfinished()
+        dead = [name for name, entry in listed.items() if still.get(name) == entry]
+        removed = 0
+        for name in dead:
+            with contextlib.suppress(FileNotFoundError):
+                self._unlink(name)
+                removed += 1
+        return removed
+
+    def exposure(self) -> str | None:
+        """Return how others can interfere with the files here, or None."""
+        status = self.path.stat() if self._fd is None else os.fstat(self._fd)
+        if hasattr(os, "geteuid") and status.st_uid != os.geteuid():
+            return f"it belongs to user {status.st_uid}"
+        if status.st_mode & 0o022 and os.name == "posix":
+            return f"its mode is {stat.S_IMODE(status.st_mode):o}"
+        return None
+
+    def _list(self, is_wanted: Callable[[str], bool], limit: int, known: Collection[str] = ()) -> dict[str, Entry]:
+        entries: dict[str, Entry] = {}
         with os.scandir(self.path if self._fd is None else self._fd) as found:
             for item in found:
-                if item.name.startswith("."):
+                if not is_wanted(item.name) or (len(entries) >= limit and item.name not in known):
                     continue
                 with contextlib.suppress(FileNotFoundError):
                     status = item.stat(follow_symlinks=False)
-                    entries[item.name] = Entry(status.st_mtime_ns, status.st_size, status.st_ino, _refusal(status))
+                    entries[item.name] = Entry(status.st_mtime_ns, status.st_size, status.st_ino, refusal_of(status))
         return entries
 
     def read(self, name: str) -> bytes:
         """Return the content of a file.
 
         Raises:
-            DeserializationError: it is not a small regular file of this user.
+            RefusedFile: it is not a small regular file of this user.
         """
         with self._open(name) as file:
             return file.read(MAX_RECORD_SIZE + 1)
@@ -127,7 +152,7 @@ class RecordDirectory:
                 # file server's clock is the one that its other readers compare with.
                 os.utime(file.fileno() if os.utime in os.supports_fd else self._at(name))
                 return True
-        except (FileNotFoundError, DeserializationError):
+        except (FileNotFoundError, RefusedFile):
             return False
 
     def remove(self, name: str, content: bytes) -> bool:
@@ -136,7 +161,7 @@ class RecordDirectory:
             if self.read(name) != content:
                 return False
             self._unlink(name)
-        except (FileNotFoundError, DeserializationError):
+        except (FileNotFoundError, RefusedFile):
             return False
         return True
 
@@ -148,13 +173,14 @@ class RecordDirectory:
         try:
             fd = os.open(self._at(name), flags, dir_fd=self._fd)
         except OSError as exc:
-            if exc.errno in _NOT_OURS:
-                raise DeserializationError(f"cannot be opened: {exc.strerror}") from exc
-            raise
+            refusal = refusal_to_open(exc)
+            if refusal is None:
+                raise
+            raise RefusedFile(refusal) from exc
         try:
-            refusal = _refusal(os.fstat(fd))
+            refusal = refusal_of(os.fstat(fd))
             if refusal is not None:
-                raise DeserializationError(refusal)
+                raise RefusedFile(refusal)
             return os.fdopen(fd, "rb")
         except BaseException:
             os.close(fd)
@@ -221,17 +247,6 @@ class FileAccess:
         with trio.move_on_after(CALL_TIMEOUT):
             return await trio.to_thread.run_sync(function, *args, abandon_on_cancel=True, limiter=self._limiter)
         raise TimeoutError(errno.ETIMEDOUT, f"the file system did not answer within {CALL_TIMEOUT:g} s")
-
-
-def _refusal(status: os.stat_result) -> str | None:
-    if not stat.S_ISREG(status.st_mode):
-        return f"not a regular file ({stat.filemode(status.st_mode)})"
-    me = os.geteuid() if hasattr(os, "geteuid") else status.st_uid
-    if status.st_uid != me:
-        return f"owned by user {status.st_uid} and not by {me}"
-    if status.st_size > MAX_RECORD_SIZE:
-        return f"{status.st_size} bytes exceed the limit of {MAX_RECORD_SIZE} bytes"
-    return None
 
 
 def _make_directories(path: Path) -> None:

@@ -9,6 +9,7 @@ import trio
 
 from ..errors import StartupError
 from ._directory import FileAccess, RecordDirectory
+from ._entries import Entry
 from ._seldom import Seldom
 
 logger = logging.getLogger("ingress.discovery.file")
@@ -18,6 +19,9 @@ FIRST_RETRY = 0.5
 
 # How often the same trouble is worth a line while it lasts.
 LOG_PERIOD = 60.0
+
+# A temporary file that nobody has touched for two lifetimes of a record has no writer any more.
+LEFTOVER_AGE = 20.0
 
 
 class RecordKeeper:
@@ -33,6 +37,8 @@ class RecordKeeper:
         self._touch_interval = touch_interval
         self._directory: RecordDirectory | None = None
         self._is_withdrawn = False
+        self._unfinished: Mapping[str, Entry] = {}
+        self._unfinished_since = 0.0
         self._log_due = Seldom(LOG_PERIOD).is_due
 
         self.missed_renewals = 0
@@ -49,11 +55,15 @@ class RecordKeeper:
         """
         try:
             await self._access.run(self._renew)
-        except OSError as exc:
+            exposure = await self._access.run(self._look_round)
+        except Exception as exc:  # nearly always an OSError; no thread to be had is a RuntimeError
             raise StartupError(
-                f"cannot announce this worker in {self._access.base}: {exc.strerror or exc}"
+                f"cannot announce this worker in {self._access.base}: {getattr(exc, 'strerror', None) or exc}"
                 " (DYN_FILE_KV may name another directory)"
             ) from exc
+        self._unfinished_since = trio.current_time()
+        if exposure is not None:
+            logger.warning("others can remove this worker's records in %s: %s", self._access.base, exposure)
 
     async def keep(self) -> None:
         """Renew the records for ever; failures are logged, counted and retried."""
@@ -63,7 +73,7 @@ class RecordKeeper:
             await trio.sleep(delay)
             try:
                 rewritten = await self._access.run(self._renew)
-            except OSError as exc:
+            except Exception as exc:  # whatever it is, it is no reason to serve no more
                 silent = trio.current_time() - renewed_at
                 self.missed_renewals = max(1, int(silent / self._touch_interval))
                 delay, retry = min(retry, self._touch_interval), retry * 2
@@ -75,6 +85,7 @@ class RecordKeeper:
                 renewed_at = trio.current_time()
                 delay, retry = self._touch_interval, FIRST_RETRY
                 self._log_rewritten(rewritten)
+                await self._clear_up()
 
     async def withdraw(self) -> None:
         """Remove the records that are still ours; bounded, and safe to await in a cancelled task."""
@@ -82,13 +93,26 @@ class RecordKeeper:
         with trio.CancelScope(shield=True):
             try:
                 await self._access.run(self._remove)
-            except OSError as exc:
+            except Exception as exc:
                 logger.warning(
                     "discovery records in %s could not be removed and will expire: %.200r", self._access.base, exc
                 )
 
-    def _log_failure(self, exc: OSError) -> None:
-        if self._log_due(f"failure {exc.errno}", trio.current_time()):
+    async def _clear_up(self) -> None:
+        """Remove, once, what writers that have died left here before this worker came."""
+        if not self._unfinished or trio.current_time() - self._unfinished_since < LEFTOVER_AGE:
+            return
+        unfinished, self._unfinished = self._unfinished, {}
+        try:
+            removed = await self._access.run(self._remove_unfinished, unfinished)
+        except Exception as exc:
+            logger.debug("removing unfinished records in %s failed: %.200r", self._access.base, exc)
+        else:
+            if removed:
+                logger.info("removed %d unfinished records of dead writers in %s", removed, self._access.base)
+
+    def _log_failure(self, exc: Exception) -> None:
+        if self._log_due(f"failure {type(exc).__name__} {getattr(exc, 'errno', '')}", trio.current_time()):
             logger.warning(
                 "renewing discovery records in %s failed, callers lose this worker when they expire: %.200r",
                 self._access.base,
@@ -125,6 +149,15 @@ class RecordKeeper:
         if failure is not None:
             raise failure
         return rewritten
+
+    def _look_round(self) -> str | None:
+        """Note what may be left of dead writers, and return how others can interfere here."""
+        assert self._directory is not None  # noqa: S101 - opened by the first renewal
+        self._unfinished = self._directory.unfinished()
+        return self._directory.exposure()
+
+    def _remove_unfinished(self, unfinished: Mapping[str, Entry]) -> int:
+        return 0 if self._directory is None else self._directory.remove_unfinished(unfinished)
 
     def _remove(self) -> None:
         directory, self._directory = self._directory, None

@@ -6,20 +6,24 @@ list. Here a record lives as long as its mtime keeps *moving*, timed by our own 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 from attrs import evolve, field, frozen
 
 from ..errors import DeserializationError
 from ..wire.records import InstanceRecord
-from ._directory import Entry
+from ._entries import Entry, RefusedFile
+
+# Characters that are kept of a complaint, which may quote the content.
+_MAX_PROBLEM = 300
 
 
 class Readable(Protocol):
     """What is needed of a directory."""
 
-    def scan(self) -> Mapping[str, Entry]: ...
+    def scan(self, known: Collection[str] = ()) -> Mapping[str, Entry]: ...
 
     def read(self, name: str) -> bytes: ...
 
@@ -32,10 +36,15 @@ class Sighting:
     moved_at: float | None
     """When its mtime was last seen to move, on our clock; None while all we saw is one old mtime."""
 
-    raw: bytes = field(default=b"", repr=False)
+    digest: bytes = field(default=b"", repr=False)
+    """Of the content; the content itself may be 64 KiB."""
+
     record: InstanceRecord | None = None
     problem: str | None = None
     """Why there is no record, or not the newest."""
+
+    reason: str | None = None
+    """The same as one of :data:`ingress._tallies.RECORD_SKIPS`."""
 
     def is_live(self, now: float, expiry: float) -> bool:
         return self.record is not None and self.moved_at is not None and now - self.moved_at <= expiry
@@ -50,7 +59,8 @@ def look(
         OSError: the directory cannot be listed. A file that cannot be read only gets a ``problem``.
     """
     after = {}
-    for name, entry in directory.scan().items():
+    records = {name for name, sighting in before.items() if sighting.record is not None}
+    for name, entry in directory.scan(records).items():
         known = before.get(name)
         if known is not None and known.entry == entry:
             after[name] = known
@@ -78,18 +88,22 @@ def spare(sightings: Mapping[str, Sighting], *, live_at: float, now: float, expi
 
 def _read(directory: Readable, name: str, entry: Entry, moved_at: float | None, known: Sighting | None) -> Sighting:
     if entry.refusal is not None:
-        return Sighting(entry, moved_at, problem=entry.refusal)
+        return Sighting(entry, moved_at, problem=entry.refusal.text, reason=entry.refusal.reason)
     try:
         raw = directory.read(name)
-        if known is not None and known.record is not None and known.raw == raw:
+        digest = hashlib.blake2b(raw, digest_size=16).digest()
+        if known is not None and known.record is not None and known.digest == digest:
             # Nearly always: a touch. The same object again keeps comparing 10^4 records cheap.
-            return evolve(known, entry=entry, moved_at=moved_at, problem=None)
-        return Sighting(entry, moved_at, raw, InstanceRecord.decode(raw, file_name=name))
+            return evolve(known, entry=entry, moved_at=moved_at, problem=None, reason=None)
+        return Sighting(entry, moved_at, digest, InstanceRecord.decode(raw, file_name=name))
+    except RefusedFile as exc:
+        return Sighting(entry, moved_at, problem=str(exc), reason=exc.reason)
     except DeserializationError as exc:
-        return Sighting(entry, moved_at, problem=str(exc))
+        return Sighting(entry, moved_at, problem=str(exc)[:_MAX_PROBLEM], reason="content")
     except FileNotFoundError:
         raise
     except OSError as exc:
         # Perhaps better luck next time: a size that no file has makes the next look read it again.
         kept = known or Sighting(entry, moved_at)
-        return evolve(kept, entry=evolve(entry, size=-1), moved_at=moved_at, problem=f"cannot be read: {exc}")
+        problem = f"cannot be read: {exc}"
+        return evolve(kept, entry=evolve(entry, size=-1), moved_at=moved_at, problem=problem, reason="unreadable")

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 import trio
 
+from .._tallies import RECORD_SKIPS
 from ..wire.records import InstanceRecord
-from ._directory import FileAccess, RecordDirectory
+from ._directory import MAX_FILES, FileAccess, RecordDirectory
 from ._instances import InstanceSet
 from ._seldom import Seldom
 from ._sightings import Sighting, look, spare
@@ -30,7 +31,9 @@ class DirectoryWatcher:
     Polling and not inotify: it works on NFS and on every system, and costs one directory listing.
     """
 
-    def __init__(self, access: FileAccess, *, poll_interval: float, expiry: float) -> None:
+    def __init__(
+        self, access: FileAccess, *, poll_interval: float, expiry: float, skipped: dict[str, int] | None = None
+    ) -> None:
         self.found = InstanceSet()
         self._access = access
         self._poll_interval = poll_interval
@@ -40,6 +43,8 @@ class DirectoryWatcher:
         self._live: Mapping[str, InstanceRecord] = {}
         self._looked_at: float | None = None
         self._log_due = Seldom(LOG_PERIOD).is_due
+        self.skipped = dict.fromkeys(RECORD_SKIPS, 0) if skipped is None else skipped
+        """Files that were not taken for records, by reason; one that does not change is counted once."""
         self._is_closed = False
 
     async def watch(self) -> None:
@@ -58,8 +63,8 @@ class DirectoryWatcher:
         self._forgive_oversleeping(now)
         try:
             seen = await self._access.run(self._look, self._seen, now)
-        except OSError as exc:
-            if self._log_due(f"failure {exc.errno}", now):
+        except Exception as exc:  # nearly always an OSError; no thread to be had is a RuntimeError
+            if self._log_due(f"failure {type(exc).__name__} {getattr(exc, 'errno', '')}", now):
                 logger.warning("looking for discovery records in %s failed: %.200r", self._access.base, exc)
         else:
             self._report(seen, now)
@@ -73,7 +78,7 @@ class DirectoryWatcher:
         with trio.CancelScope(shield=True):
             try:
                 await self._access.run(self._close)
-            except OSError as exc:
+            except Exception as exc:
                 logger.debug("closing the record directory failed: %.200r", exc)
 
     def _forgive_oversleeping(self, now: float) -> None:
@@ -85,9 +90,15 @@ class DirectoryWatcher:
 
     def _report(self, seen: Mapping[str, Sighting], now: float) -> None:
         for name, sighting in seen.items():
-            is_news = sighting.problem is not None and sighting is not self._seen.get(name)
-            if is_news and self._log_due(name, now):
+            if sighting.reason is None or not _is_news(sighting, self._seen.get(name)):
+                continue
+            self.skipped[sighting.reason] += 1
+            if self._log_due(name, now):
                 logger.warning("discovery record %.200r is skipped: %.200r", name, sighting.problem)
+        if len(seen) >= MAX_FILES > len(self._seen):
+            self.skipped["crowded"] += 1
+        if len(seen) >= MAX_FILES and self._log_due("", now):
+            logger.warning("%s holds %d files or more; new ones are not looked at", self._access.base, MAX_FILES)
 
     def _update(self, now: float) -> None:
         live = {
@@ -120,3 +131,7 @@ class DirectoryWatcher:
         if self._directory is not None:
             self._directory.close()
             self._directory = None
+
+
+def _is_news(sighting: Sighting, before: Sighting | None) -> bool:
+    return before is None or (sighting.entry, sighting.reason) != (before.entry, before.reason)

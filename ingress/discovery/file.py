@@ -17,9 +17,10 @@ from pathlib import Path
 
 import trio
 
+from .._tallies import RECORD_SKIPS
 from ..abc import Discovery, InstanceView
 from ..errors import DeserializationError, StartupError
-from ..wire.records import DiscoveryRecord, InstanceRecord
+from ..wire.records import DiscoveryRecord, EndpointId, InstanceRecord
 from ._directory import FileAccess
 from ._keeper import RecordKeeper
 from ._watcher import DirectoryWatcher
@@ -69,6 +70,7 @@ class FileDiscovery(Discovery):
         self._access = access
         self._keepers: set[RecordKeeper] = set()
         self._rewritten_before = 0
+        self._skipped = dict.fromkeys(RECORD_SKIPS, 0)
 
     @property
     def location(self) -> str:
@@ -85,6 +87,11 @@ class FileDiscovery(Discovery):
         """How often a record was put back that someone else had deleted or altered."""
         return self._rewritten_before + sum(keeper.rewritten for keeper in self._keepers)
 
+    @property
+    def skipped_records(self) -> Mapping[str, int]:
+        """How many files the views did not take for records, by reason; one that does not change is counted once."""
+        return self._skipped
+
     async def serve_records(
         self, records: Sequence[DiscoveryRecord], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
@@ -92,10 +99,11 @@ class FileDiscovery(Discovery):
 
         After the start nothing that happens to the directory ends this: it is logged, counted in ``missed_renewals``
         and retried. A file whose content is no longer ours is put back while serving, and left alone when leaving.
-        Model cards are written last and removed first, so that no model is listed that nobody serves.
+        Model cards are written last and removed first, so that no model is listed that nobody serves. Temporary files
+        of writers that have died are removed once they have not moved for two lifetimes of a record.
 
         Raises:
-            StartupError: the records cannot be written; none is left behind.
+            StartupError: the records cannot be written, or two would be one file; none is left behind.
         """
         keepers = [
             RecordKeeper(self._access(self.directory, bucket), _contents(records, bucket), self.touch_interval)
@@ -119,7 +127,10 @@ class FileDiscovery(Discovery):
     async def open_view(self) -> AsyncIterator[InstanceView]:
         """Watch the directory while inside; it has been listed once on entry, and need not exist."""
         watcher = DirectoryWatcher(
-            self._access(self.directory, InstanceRecord.bucket), poll_interval=self.poll_interval, expiry=self.expiry
+            self._access(self.directory, InstanceRecord.bucket),
+            poll_interval=self.poll_interval,
+            expiry=self.expiry,
+            skipped=self._skipped,
         )
         failure: Exception | None = None
         try:
@@ -141,11 +152,15 @@ class FileDiscovery(Discovery):
 
 
 def _contents(records: Sequence[DiscoveryRecord], bucket: str) -> dict[str, bytes]:
-    contents = {}
+    contents: dict[str, bytes] = {}
+    spellings: dict[str, EndpointId] = {}
     for record in records:
         if record.bucket != bucket:
             continue
         name, content = record.file_name, record.encode()
+        twin = spellings.setdefault(name.casefold(), record.endpoint_id)
+        if twin != record.endpoint_id:  # one file on many file systems, where each would take away the other's
+            raise StartupError(f"endpoints {twin} and {record.endpoint_id} differ by nothing but case")
         try:
             record.decode(content, file_name=name)  # with the eyes of those who shall find it
         except DeserializationError as exc:

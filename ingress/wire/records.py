@@ -22,6 +22,10 @@ from .messages import exceeds_depth
 MAX_RECORD_SIZE = 64 * 1024
 MAX_RECORD_DEPTH = 32
 
+# What stays of an instance's record in a caller's memory; real ones have some 150 bytes of it.
+MAX_TRANSPORT_SIZE = 4096
+MAX_WORD_SIZE = 64
+
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
 
@@ -140,12 +144,15 @@ class InstanceRecord:
             record = cls(
                 EndpointId(wire.namespace, wire.component, wire.endpoint),
                 wire.instance_id,
-                {kind: address for kind, address in wire.transport.items() if isinstance(address, str)},
+                _checked_transport(wire.transport),
                 wire.request_plane_codec,
                 wire.device_type,
             )
         except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
             raise DeserializationError(f"discovery record: {exc}") from exc
+        for word in (wire.request_plane_codec, wire.device_type):
+            if word is not None and len(word) > MAX_WORD_SIZE:
+                raise DeserializationError(f"discovery record: {word[:20]!r}… exceeds {MAX_WORD_SIZE} characters")
         _check_identity(wire.type, "Endpoint", record, file_name)
         return record
 
@@ -219,9 +226,17 @@ def _check_size(raw: bytes) -> None:
         raise DeserializationError(f"discovery record nested deeper than {MAX_RECORD_DEPTH} levels")
 
 
+def _checked_transport(transport: Mapping[str, Any]) -> dict[str, str]:
+    kept = {kind: address for kind, address in transport.items() if isinstance(address, str)}
+    size = sum(len(kind) + len(address) for kind, address in kept.items())
+    if size > MAX_TRANSPORT_SIZE:
+        raise ValueError(f"transport of {size} characters exceeds {MAX_TRANSPORT_SIZE}")
+    return kept
+
+
 def _check_identity(kind: str, expected: str, record: DiscoveryRecord, file_name: str | None) -> None:
     if kind != expected:
-        raise DeserializationError(f"discovery record: expected type {expected}, got {kind!r}")
+        raise DeserializationError(f"discovery record: expected type {expected}, got {kind[:40]!r}")
     if not 0 <= record.instance_id < 2**64:
         raise DeserializationError(f"discovery record: instance id {record.instance_id} is no u64")
     if file_name is not None and unquote(file_name) != record.key:
