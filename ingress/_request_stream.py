@@ -15,6 +15,7 @@ import trio
 
 from ._context import RequestContext
 from ._text import RateLimitedLogger, printable
+from .bodies import LARGE_BODY, run_decoder
 from .errors import RemoteProtocolError
 from .wire.messages import ControlWord
 from .wire.two_part import DEFAULT_MAX_MESSAGE_SIZE, MessageKind, TwoPartDecoder, TwoPartMessage
@@ -34,7 +35,8 @@ _READ_SIZE = 16 * 1024
 class RequestInput(Generic[InputT]):
     """An async iterator over the decoded frames; one task reads the socket, one iterates.
 
-    Frames are decoded when they arrive, so that one that cannot be decoded kills the request at once. A caller whose
+    Frames are decoded when they arrive, so that one that cannot be decoded kills the request at once; a large one in a
+    thread, while the next ones stay unread. A caller whose
     engine is behind is not read, so a word it sends behind its frames waits with them; its response stream is the
     place for words that hurry.
     """
@@ -104,11 +106,16 @@ class RequestInput(Generic[InputT]):
                 if message.kind is not MessageKind.DATA_ONLY:
                     self._obey(message)
                     return
-                self._items.append((self._decode(message.body), len(message.body)))
-                self._queued_bytes += len(message.body)
+                await self._take(message.body)
             self._wake()
             await self._room()
         self._context.kill("request stream ended before its sentinel")
+
+    async def _take(self, body: bytes) -> None:
+        if len(body) > LARGE_BODY:
+            self._wake()  # for what came before it: this one takes its time, in a thread
+        self._items.append((await run_decoder(self._decode, body), len(body)))
+        self._queued_bytes += len(body)
 
     def _obey(self, message: TwoPartMessage) -> None:
         word = ControlWord.decode(message.header) if message.kind is MessageKind.HEADER_ONLY else None

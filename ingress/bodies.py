@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
 from .wire.codec import codec_named
+
+T = TypeVar("T")
 
 # 32 MiB of JSON takes up to 0.7 s to check and decode; a body of this size takes some 5 ms.
 LARGE_BODY = 256 * 1024
@@ -24,7 +26,11 @@ async def decode_body(codec_name: str, body: bytes) -> Any:
     Raises:
         DeserializationError: the body is not what the codec promises, or more than the guards allow.
     """
-    decode = codec_named(codec_name).decode
+    return await run_decoder(codec_named(codec_name).decode, body)
+
+
+async def run_decoder(decode: Callable[[bytes], T], body: bytes) -> T:
+    """Call a decode function; for a large body in a thread. Raises what it raises."""
     if len(body) <= LARGE_BODY:
         return decode(body)
     try:
@@ -35,7 +41,8 @@ async def decode_body(codec_name: str, body: bytes) -> Any:
     # Nobody waits for a decoder whose caller has gone: it ends by itself, and keeps its place until then.
     job = _Decoding(decode, body)
     await trio.to_thread.run_sync(job.run, limiter=limiter, abandon_on_cancel=True)
-    return job.result()
+    value: T = job.result()
+    return value
 
 
 class _Decoding:

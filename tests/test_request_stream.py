@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ingress._context import Ending, RequestContext
 from ingress._request_stream import MAX_QUEUED_BYTES, MAX_QUEUED_FRAMES, RequestInput
+from ingress.bodies import LARGE_BODY
 from ingress.testing._memory import MemoryStream
 from ingress.wire.codec import codec_named
 from ingress.wire.messages import ControlWord
@@ -104,6 +106,65 @@ async def test_frames_are_bare_values_and_the_sentinel_ends_them_without_cancell
         assert conversation.taken == [{"a": 1}, "text", 7, None, [1.5, True]]
         assert conversation.end == "ended"
         assert conversation.context.ending is None
+
+
+async def test_c13_a_large_frame_is_decoded_while_other_callers_are_served_and_keeps_its_place() -> None:
+    """The thread is held here until another caller has been served: on the loop that would never come."""
+    served = threading.Event()
+    loop = threading.get_ident()
+    decoded_in: list[int] = []
+
+    def decode(body: bytes) -> Any:
+        if len(body) > LARGE_BODY:
+            assert served.wait(30), "the loop is held up"
+        decoded_in.append(threading.get_ident())
+        return decode_json(body)[:1]
+
+    large = ["l" * LARGE_BODY]
+    with trio.fail_after(60):
+        async with open_conversation(decode=decode) as busy, open_conversation() as other:
+            await busy.caller.send_all(frame("first") + frame(large) + frame("second") + frame(large) + SENTINEL)
+            while not busy.taken:
+                await trio.sleep(0)
+            await other.caller.send_all(frame("good") + SENTINEL)
+            await wait_all_tasks_blocked(0.01)
+            assert (other.taken, other.end) == (["good"], "ended")
+            assert (busy.taken, busy.end) == (["f"], ""), "what came before the large frame does not wait for it"
+            served.set()
+            while not busy.end:
+                await trio.sleep(0.001)
+            assert busy.taken == ["f", large, "s", large]
+    assert [each == loop for each in decoded_in] == [True, False, True, False]
+
+
+async def test_a_caller_is_not_read_while_its_large_frame_is_decoded() -> None:
+    going = threading.Event()
+
+    def decode(body: bytes) -> Any:
+        assert going.wait(30)
+        return decode_json(body)
+
+    caller, worker = trio.testing.lockstep_stream_pair()
+    with trio.fail_after(60):
+        async with open_conversation((caller, worker), decode=decode) as conversation:
+            await caller.send_all(frame("x" * LARGE_BODY))
+            with trio.move_on_after(0.05) as scope:
+                await caller.send_all(b"what nobody takes")
+            assert scope.cancelled_caught
+            conversation.context.kill("enough")  # and nobody waits for the thread
+            await wait_all_tasks_blocked()
+            assert conversation.end == "cancelled"
+            going.set()
+
+
+async def test_c08_a_large_frame_that_cannot_be_decoded_kills_its_request(caplog: pytest.LogCaptureFixture) -> None:
+    with trio.fail_after(60):
+        async with open_conversation() as conversation:
+            await conversation.caller.send_all(encode_two_part(body=b"[" * (LARGE_BODY + 1)))
+            while not conversation.end:
+                await trio.sleep(0.001)
+        assert conversation.end == "cancelled"
+    assert "nested" in caplog.text
 
 
 async def test_the_bytes_of_the_sentinel_are_those_that_were_captured() -> None:
