@@ -67,7 +67,7 @@ OVERLOAD = {
 }
 
 
-async def test_a_request_that_waits_too_long_is_told_in_stream_and_counted(
+async def test_l06_a_request_that_waits_too_long_is_told_in_stream_and_counted(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     started: list[float] = []

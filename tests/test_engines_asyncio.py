@@ -369,7 +369,7 @@ async def test_a_task_that_swallows_its_cancellation_is_left_behind(
         let_go.set()
 
 
-async def test_a_loop_that_dies_is_told_to_every_request_and_to_later_ones(
+async def test_e08_a_loop_that_dies_is_told_to_every_request_and_to_later_ones(
     loop: AsyncioLoop, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def waits(request: Any) -> AsyncIterator[Any]:

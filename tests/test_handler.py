@@ -388,3 +388,16 @@ async def test_l11_a_request_gives_its_bytes_back_without_the_garbage_collector(
         finally:
             tracemalloc.stop()
             gc.enable()
+
+
+async def test_e09_an_engine_that_is_silent_for_an_hour_keeps_its_stream(autojump_clock: MockClock) -> None:
+    async def engine(request: Any) -> AsyncIterator[Any]:
+        yield "begun"
+        await trio.sleep(3600)
+        yield "done"
+
+    async with open_stage(engine) as stage:
+        response = await stage.call()
+        said = await response.read_to_sentinel()
+        assert said.is_whole and said.items == ["begun", "done"]
+        assert trio.current_time() >= 3600

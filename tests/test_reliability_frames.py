@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import resource
 import struct
@@ -315,8 +316,7 @@ async def test_k11_a_stale_record_that_leads_to_another_worker_is_refused_by_its
     assert await worker.ask(frame) == ([f"Server unavailable: unknown endpoint {stale}"], False)
 
 
-def test_every_line_of_the_log_is_short_and_an_object(worker: Worker) -> None:
-    import json
+def test_o01_every_line_of_the_log_is_short_and_an_object(worker: Worker) -> None:
 
     for line in worker.log().splitlines():
         assert len(line) <= 1024

@@ -14,7 +14,7 @@ from ingress import Worker, make_worker
 from .rolling_restart import ENDPOINT, LINGER, REQUEST, WORKERS, Load
 
 
-async def test_a_rolling_restart_loses_no_request_of_our_client(tmp_path: Path) -> None:
+async def test_r05_a_rolling_restart_loses_no_request_of_our_client(tmp_path: Path) -> None:
     """Over real sockets and a real directory, the workers in one process.
 
     `make interop` does it with processes, three times in a row.

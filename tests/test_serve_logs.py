@@ -222,7 +222,7 @@ def test_o01_what_a_caller_controls_is_escaped_and_cut(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("level", ["info", "debug"])
-def test_payloads_are_not_in_the_log(level: str, tmp_path: Path) -> None:
+def test_o02_payloads_are_not_in_the_log(level: str, tmp_path: Path) -> None:
     with serving(tmp_path, DYN_LOG=level) as served:
         served.call({"count": 1, "note": "a secret prompt"}, "fine")
         with pytest.raises(RemoteError):

@@ -150,7 +150,7 @@ async def test_a_dropped_iteration_cancels_the_engine(
     observed("engine cancelled")
 
 
-async def test_a_killed_client_process_cancels_its_engines(
+async def test_d12_a_killed_client_process_cancels_its_engines(
     client_version: str, file_kv: Path, observed: Observe
 ) -> None:
     engine = Engine()

@@ -45,7 +45,7 @@ async def run_under_load(
     return load
 
 
-async def test_a_rolling_restart_of_three_workers_under_load(file_kv: Path) -> None:
+async def test_r05_a_rolling_restart_of_three_workers_under_load(file_kv: Path) -> None:
     """Not parametrized as the others are: three rounds take most of a minute."""
     if not peers.is_installed(CLIENT) or peers.is_namespaced():
         pytest.skip(f"ai-dynamo-runtime {CLIENT} is not installed; `make interop` installs it")
@@ -67,7 +67,7 @@ async def test_a_rolling_restart_of_three_workers_under_load(file_kv: Path) -> N
     )
 
 
-async def test_our_client_loses_no_request_in_a_rolling_restart(file_kv: Path) -> None:
+async def test_r05_our_client_loses_no_request_in_a_rolling_restart(file_kv: Path) -> None:
     file_kv.mkdir()
     async with ingress.open_client(discovery=ingress.FileDiscovery(file_kv)) as client:
 

@@ -18,14 +18,18 @@ async def generate(request: Any) -> AsyncIterator[Any]:
         return
     match request["do"]:
         case "count":
+            due = trio.current_time()
             for number in range(request["n"]):
                 if request.get("pause"):
-                    await trio.sleep(request["pause"])
+                    due += request["pause"]
+                    await trio.sleep_until(due)
                 yield [number, request.get("text", "")]
         case "wait":
             yield "begun"
             await trio.sleep(request.get("seconds", 3600))
             yield "done"
+        case "measure":
+            yield len(request["list"])
         case "block":
             time.sleep(request["seconds"])  # what engines must not do
             yield "blocked"

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -196,19 +196,27 @@ def environment(directory: Path, **extra: str) -> dict[str, str]:
 
 @contextmanager
 def open_worker(
-    *flags: str, directory: Path | None = None, before: Sequence[str] = (), descriptors: int | None = None, **extra: str
+    *flags: str,
+    file_kv: Path | None = None,
+    grace: float = 0.0,
+    before: Sequence[str] = (),
+    descriptors: int | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> Iterator[Worker]:
     """Serve while inside, with the settings that a newcomer has.
 
     Args:
+        file_kv: the directory of records; by default one of its own.
+        grace: seconds of the linger.
         before: a command that the worker is the argument of.
         descriptors: the limit of descriptors of the process.
-        extra: environment variables.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        directory = Path(scratch) if directory is None else directory
+        directory = Path(scratch)
+        file_kv = directory / "kv" if file_kv is None else file_kv
+        known = set(file_kv.rglob("*"))
         command = [*before, sys.executable, "-m", "ingress", "serve", "tests.reliability.engine:generate"]
-        command += ["--status-port", "0", "--grace", "0", *flags]
+        command += ["--status-port", "0", "--grace", str(grace), "--file-kv", str(file_kv), *flags]
 
         def limit() -> None:
             if descriptors is not None:
@@ -221,21 +229,21 @@ def open_worker(
                 stdout=log,
                 stderr=log,
                 cwd=directory,
-                env=environment(directory, DYN_LOGGING_JSONL="true", **extra),
+                env=environment(directory, DYN_LOGGING_JSONL="true", **(variables or {})),
                 preexec_fn=limit,
             )
         try:
-            yield _wait_started(process, directory)
+            yield _wait_started(process, directory, file_kv, known)
         finally:
             process.kill()
             process.wait()
 
 
-def _wait_started(process: subprocess.Popen[bytes], directory: Path) -> Worker:
+def _wait_started(process: subprocess.Popen[bytes], directory: Path, file_kv: Path, known: set[Path]) -> Worker:
     deadline = time.monotonic() + PATIENCE
     while True:
         log = (directory / "log").read_text()
-        files = [path for path in (directory / "kv").rglob("*") if path.is_file()]
+        files = [path for path in file_kv.rglob("*") if path.is_file() and path not in known]
         if files and (found := re.search(r"status on (http://[\d.:]+)", log)):
             record = InstanceRecord.decode(files[0].read_bytes())
             return Worker(process, directory, record, found[1])
