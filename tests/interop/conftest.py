@@ -62,7 +62,7 @@ def observed(request: pytest.FixtureRequest) -> Observe:
     else:
         pair = f"worker {parameters.get('worker_version') or parameters['bidirectional_version']}"
     codec = parameters.get("codec")
-    scenario = request.node.originalname.removeprefix("test_").replace("_", " ")
+    scenario = re.sub(r"^test_([a-z]\d\d_)*", "", request.node.originalname).replace("_", " ")
     if "bidirectional_version" in parameters:
         scenario = f"both ways: {scenario}"
 
