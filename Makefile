@@ -15,6 +15,8 @@ PIP := $(BIN)/pip --quiet --disable-pip-version-check
 PEERS := tests/interop/peers/install.py
 PROMETHEUS := tests/interop/peers/prometheus.py
 export PROMPT
+# Where a change lands, what fails once among thousands is asked again, and named as such; a fault fails twice.
+RERUN := $(if $(INGRESS_CI),--reruns 2 --reruns-delay 2 -r fER)
 
 .PHONY: help
 help: ## show this
@@ -55,18 +57,18 @@ demo-llm: $(LLM) ## a real language model in a worker; PROMPT="…" asks it some
 
 .PHONY: test
 test: $(DEV) ## every test that needs no service; with a real 1.6.1 client where its wheel installs
-	@$(BIN)/python -m pytest -n 3 --dist loadfile  # most of them wait for processes, so more than there are cores
-	@if $(BIN)/python $(PEERS) --if-available 1.6.1; then $(BIN)/python -m pytest tests/interop -m smoke; fi
+	@$(BIN)/python -m pytest -n 3 --dist loadfile $(RERUN)  # most of them wait for processes, so more than there are cores
+	@if $(BIN)/python $(PEERS) --if-available 1.6.1; then $(BIN)/python -m pytest tests/interop -m smoke $(RERUN); fi
 
 .PHONY: test-llm
 test-llm: $(DEV) $(LLM) ## the engines with a real language model
-	@$(BIN)/python -m pytest tests -m llm
+	@$(BIN)/python -m pytest tests -m llm $(RERUN)
 
 .PHONY: interop
 interop: $(DEV) $(BROWSER) ## real Dynamo clients, workers and frontend of every supported release, a real Prometheus, a real browser
 	@$(BIN)/python $(PEERS)
 	@$(BIN)/python $(PROMETHEUS)
-	@$(BIN)/python -m tests.interop
+	@$(BIN)/python -m tests.interop $(RERUN)
 
 .PHONY: compatibility
 compatibility: $(DEV) ## write what real peers do into docs/compatibility.md

@@ -73,10 +73,10 @@ async def open_caller_process(worker: Worker, items: int, streams: int) -> Async
 
 
 async def read_until(process: trio.Process, word: str, count: int) -> list[str]:
-    """Read lines until so many begin with the word."""
+    """Read until so many whole lines begin with the word."""
     assert process.stdout is not None
     data = b""
-    while sum(line.startswith(word) for line in data.decode().splitlines()) < count:
+    while sum(line.startswith(word.encode()) for line in data.split(b"\n")[:-1]) < count:
         more = await process.stdout.receive_some()
         assert more, data
         data += more
