@@ -5,6 +5,7 @@ Pure but for names, which are looked up only where the operator asked for it. So
 
 from __future__ import annotations
 
+import functools
 import re
 import socket
 from collections.abc import Collection
@@ -26,6 +27,9 @@ _SUBJECT = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_SUBJECT}}}")
 # Look-ups run in threads; slow ones must not take those of engines.
 _MAX_LOOKUPS = 8
 
+# Allowed pairs of an address and the peer that named it.
+_MAX_REMEMBERED = 1024
+
 DialTarget = SocketAddress | HostName
 
 
@@ -45,6 +49,8 @@ class DialGuard:
         self._own_addresses = own_addresses
         self._tallies = Tallies() if tallies is None else tallies
         self._lookups = trio.CapacityLimiter(_MAX_LOOKUPS)
+        # A caller has one listener for all its streams; what was refused is looked at each time.
+        self._allowed = functools.lru_cache(maxsize=_MAX_REMEMBERED)(self._read_allowed)
 
     def check(
         self, push: Push, request_id: str, stream: StreamAddress, stream_type: StreamType
@@ -58,8 +64,8 @@ class DialGuard:
             info = read_connection_info(stream, request_id, stream_type)
             if self._policy.resolve_names and (name := parse_host_name(info.address)) is not None:
                 return info, name
-            address = parse_address(info.address)
-            self._check_address(push, address)
+            address = self._allowed(info.address, push.peer_host, len(self._own_addresses))
+            self._check_failing(address)
         except DialBackRefused as exc:
             self._tallies.dial_denied[exc.reason] += 1
             raise
@@ -82,14 +88,20 @@ class DialGuard:
         addresses = [parse_address(join_host_port(host, port)) for host, port in ends]
         try:
             for address in addresses:
-                self._check_address(push, address)
+                self._policy.check(address, peer_host=push.peer_host, own_addresses=self._own_addresses)
+                self._check_failing(address)
         except DialBackRefused as exc:
             self._tallies.dial_denied[exc.reason] += 1
             raise
         return addresses[0]
 
-    def _check_address(self, push: Push, address: SocketAddress) -> None:
-        self._policy.check(address, peer_host=push.peer_host, own_addresses=self._own_addresses)
+    def _read_allowed(self, text: str, peer_host: str | None, _own_addresses: int) -> SocketAddress:
+        """Read an address and check it against the policy; listeners of our own are only ever added."""
+        address = parse_address(text)
+        self._policy.check(address, peer_host=peer_host, own_addresses=self._own_addresses)
+        return address
+
+    def _check_failing(self, address: SocketAddress) -> None:
         if self.limits.is_failing(address):
             raise DialBackRefused(f"dial-back address {address.host}:{address.port} keeps failing", reason="failing")
 

@@ -29,6 +29,10 @@ DEFAULT_READ_SIZE = 64 * 1024
 
 # A connect under way, as POSIX and as Windows say it.
 _CONNECTING = (errno.EINPROGRESS, errno.EWOULDBLOCK)
+_CONNECTING_STILL = (*_CONNECTING, errno.EALREADY)
+
+# Where the system can make a socket that way, it saves a call.
+_NONBLOCKING_STREAM = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
 
 
 class TcpStream(trio.abc.HalfCloseableStream):
@@ -39,7 +43,8 @@ class TcpStream(trio.abc.HalfCloseableStream):
     """
 
     def __init__(self, raw: socket.socket) -> None:
-        raw.setblocking(False)
+        if raw.gettimeout() != 0:
+            raw.setblocking(False)
         with contextlib.suppress(OSError):  # the same option that trio sets; not every kind of stream has it
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._raw = raw
@@ -71,18 +76,29 @@ class TcpStream(trio.abc.HalfCloseableStream):
         self._check_open()
         await trio.lowlevel.wait_writable(self._raw)
 
+    def receive_nowait(self, max_bytes: int) -> bytes | None:
+        """Return what has arrived, b"" at the end of the stream, None where nothing has.
+
+        Raises:
+            trio.ClosedResourceError: this end has been closed.
+            trio.BrokenResourceError: the connection is gone.
+        """
+        try:
+            return self._raw.recv(max_bytes)
+        except BlockingIOError:
+            return None
+        except OSError as exc:
+            if exc.errno == errno.EBADF:
+                raise trio.ClosedResourceError from None
+            raise trio.BrokenResourceError(f"receive failed: {exc}") from exc
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         self._check_open()
         while True:
             await trio.lowlevel.wait_readable(self._raw)
-            try:
-                return self._raw.recv(DEFAULT_READ_SIZE if max_bytes is None else max_bytes)
-            except BlockingIOError:
-                continue
-            except OSError as exc:
-                if exc.errno == errno.EBADF:
-                    raise trio.ClosedResourceError from None
-                raise trio.BrokenResourceError(f"receive failed: {exc}") from exc
+            data = self.receive_nowait(DEFAULT_READ_SIZE if max_bytes is None else max_bytes)
+            if data is not None:
+                return data
 
     async def send_eof(self) -> None:
         self._check_open()
@@ -167,16 +183,20 @@ class TcpNetwork:
         return TcpListener(raw)
 
     async def connect(self, host: str, port: int) -> TcpStream:
-        raw = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+        raw = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, _NONBLOCKING_STREAM)
         try:
-            raw.setblocking(False)
+            if raw.gettimeout() != 0:
+                raw.setblocking(False)
             _set_keepalive(raw)
             code = raw.connect_ex((host, port))
             if code in _CONNECTING:
+                # On the same machine it has been accepted by now: asking again is cheaper than being woken.
+                code = raw.connect_ex((host, port))
+            if code in _CONNECTING_STILL:
                 await trio.lowlevel.wait_writable(raw)
                 code = raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             else:
-                await trio.lowlevel.checkpoint()
+                await trio.lowlevel.checkpoint_if_cancelled()
             if code:
                 raise OSError(code, os.strerror(code))
         except BaseException:
