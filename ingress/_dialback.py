@@ -13,7 +13,8 @@ from attrs import evolve
 
 from ._context import Ending, RequestContext
 from ._dial_guard import DialGuard, DialTarget
-from ._network import close_now
+from ._dialled import DialledStreams
+from ._logging import request_scope
 from ._request_stream import RequestInput
 from ._text import RateLimitedLogger, printable
 from .abc import Network, Push
@@ -31,29 +32,23 @@ DEFAULT_CONNECT_TIMEOUT = 5.0
 # Released workers wait as long for the caller to close first (docs/wire.md §4).
 DEFAULT_CLOSE_WAIT = 10.0
 
-_READ_SIZE = 4096
-
-
 InputT = TypeVar("InputT")
 
 
 class DialBack:
     """The dial-backs of one request, the :class:`ingress.abc.Dialer` of its shape, open while inside ``async with``.
 
-    Leaving closes every stream that was opened: at once, except after :meth:`let_caller_close_first`, then when the
-    caller has closed its side, or after ``close_wait`` seconds. What is raised inside is raised again as an exception
-    group, so expected failures are caught inside.
+    Leaving closes every stream that was opened: at once, except after :meth:`let_caller_close_first`; then the response
+    stream is left to ``streams``, to be closed when its caller has closed its side, or after ``close_wait`` seconds.
 
     Each stream has one reader for its whole life, which turns what the caller does into ``context.stop`` and
     ``context.kill``.
     """
 
-    nursery: trio.Nursery
-    """For tasks that live as long as the streams."""
-
     def __init__(
         self,
         network: Network,
+        streams: DialledStreams,
         context: RequestContext,
         guard: DialGuard,
         push: Push,
@@ -62,6 +57,8 @@ class DialBack:
         close_wait: float = DEFAULT_CLOSE_WAIT,
         max_frame_size: int = DEFAULT_MAX_MESSAGE_SIZE,
     ) -> None:
+        self.streams = streams
+        """Where what serves a stream runs."""
         self._network = network
         self._context = context
         self._max_frame_size = max_frame_size
@@ -71,27 +68,23 @@ class DialBack:
         self._push = evolve(push, payload=b"")
         self._connect_timeout = connect_timeout
         self._close_wait = close_wait
-        self._manager = trio.open_nursery()
-        self._streams: list[trio.abc.Stream] = []
+        self._open: list[trio.abc.Stream] = []
+        self._caller: _Caller | None = None
         self._readings: list[trio.CancelScope] = []
         self._is_graceful = False
-        self._caller_closed = trio.Event()
 
     async def __aenter__(self) -> DialBack:
-        self.nursery = await self._manager.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        try:
-            if error is None:
-                await self._wait_closed_by_caller()
-        except BaseException as exc:
-            kind, error, traceback = type(exc), exc, exc.__traceback__
-        self.nursery.cancel_scope.cancel()
+    ) -> None:
+        for reading in self._readings:  # an input that goes on after the answer's end is of no interest
+            reading.cancel()
+        if error is None and self._is_graceful and self._caller is not None and not self._caller.is_gone:
+            self._open.remove(self._caller.stream)
+            self.streams.linger(self._caller.stream, self._close_wait)
         await self.close()
-        return await self._manager.__aexit__(kind, error, traceback)
 
     async def open_response_stream(
         self, address: DialTarget, on_broken: Callable[[Exception], None]
@@ -105,7 +98,8 @@ class DialBack:
             ResponseStreamError: unreachable, or no answer within the connect timeout.
         """
         stream = await self._connect(address)
-        self.nursery.start_soon(self._watch_caller, stream, on_broken)
+        self._caller = _Caller(stream, self._context, on_broken)
+        self.streams.listen(stream, self._caller)
         return stream
 
     async def open_request_stream(
@@ -121,24 +115,19 @@ class DialBack:
         except (trio.TooSlowError, trio.BrokenResourceError) as exc:
             raise ResponseStreamError(f"request stream of {address.host}:{address.port} took no handshake") from exc
         requests = RequestInput(connection, self._context, decode, max_frame_size=self._max_frame_size)
-        self.nursery.start_soon(self._follow, connection, requests)
+        reading = trio.CancelScope()
+        self._readings.append(reading)
+        self.streams.start_soon(self._follow, connection, requests, reading)
         return requests
 
     def let_caller_close_first(self) -> None:
         """The answer is whole: wait for the caller's FIN, so that nothing under way is lost to a reset."""
         self._is_graceful = True
 
-    async def _wait_closed_by_caller(self) -> None:
-        for reading in self._readings:  # an input that goes on after the answer's end is of no interest
-            reading.cancel()
-        if self._is_graceful:
-            with trio.CancelScope(deadline=trio.current_time() + self._close_wait):
-                await self._caller_closed.wait()
-
     async def close(self) -> None:
         """Close every stream without waiting: a FIN, or a reset where the caller's bytes were not read."""
-        for stream in reversed(self._streams):  # the response stream first: it is the one that is written
-            await close_now(stream)
+        for stream in reversed(self._open):  # the response stream first: it is the one that is written
+            await self.streams.close(stream)
 
     async def _connect(self, target: DialTarget) -> trio.abc.Stream:
         limits = self._guard.limits
@@ -159,60 +148,78 @@ class DialBack:
             if dialled is not None:
                 limits.record_failure(dialled)
             raise ResponseStreamError(f"dial-back to {target.host}:{target.port} {failure}")
-        self._streams.append(stream)
+        self._open.append(stream)
         return stream
 
-    async def _follow(self, stream: trio.abc.Stream, requests: RequestInput[InputT]) -> None:
+    async def _follow(self, stream: trio.abc.Stream, requests: RequestInput[InputT], reading: trio.CancelScope) -> None:
         """Read a request stream until it ends or the request does, and close it.
 
         A caller that leaves by this stream sees the response stream closed as well, however long the engine takes to
         clean up; what a goodbye or a stop grace still has to send goes first.
         """
         context = self._context
-        async with trio.open_nursery() as nursery:
-            self._readings.append(nursery.cancel_scope)
-            nursery.start_soon(_cancel_when_stopped, context, nursery.cancel_scope)
-            try:
-                await requests.read()
-            finally:
-                # Before the engine runs again: what it yields from here on reaches nobody.
-                if context.is_killed or (context.ending is Ending.STOPPED and context.scope.cancel_called):
-                    await self.close()
-                else:
-                    await close_now(stream)
-            nursery.cancel_scope.cancel()
-
-    async def _watch_caller(self, stream: trio.abc.Stream, on_broken: Callable[[Exception], None]) -> None:
-        """Read control words until the caller closes; every way this ends but a whole answer is a kill."""
-        context, reader = self._context, ControlWordReader()
-        try:
-            while data := await stream.receive_some(_READ_SIZE):
-                reader.receive_data(data)
-                for word in reader:
-                    if word is ControlWord.STOP:
-                        context.stop()
+        with reading:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancel_when_stopped, context, nursery.cancel_scope)
+                try:
+                    await requests.read()
+                finally:
+                    # Before the engine runs again: what it yields from here on reaches nobody.
+                    if context.is_killed or (context.ending is Ending.STOPPED and context.scope.cancel_called):
+                        await self.close()
                     else:
-                        context.kill("kill from the caller")
-                if context.scope.cancel_called:
-                    break
-            else:
-                context.kill("caller closed the response stream")
-        except trio.ClosedResourceError:
-            pass  # closed by us: the request has ended already
-        except trio.BrokenResourceError as exc:
-            on_broken(exc)
+                        await self.streams.close(stream)
+                nursery.cancel_scope.cancel()
+
+
+class _Caller:
+    """The caller's side of a response stream; every way it ends but a whole answer is a kill."""
+
+    __slots__ = ("_context", "_on_broken", "_words", "is_gone", "stream")
+
+    def __init__(
+        self, stream: trio.abc.Stream, context: RequestContext, on_broken: Callable[[Exception], None]
+    ) -> None:
+        self.stream = stream
+        self.is_gone = False
+        self._context = context
+        self._on_broken = on_broken
+        self._words: ControlWordReader | None = None  # most callers never say a word
+
+    def receive(self, data: bytes) -> bool:
+        """Obey the control words; the FIN goes out with the last, however long the engine takes to clean up."""
+        context = self._context
+        if self._words is None:
+            self._words = ControlWordReader()
+        self._words.receive_data(data)
+        try:
+            for word in self._words:
+                if word is ControlWord.STOP:
+                    context.stop()
+                else:
+                    context.kill("kill from the caller")
         except (RemoteProtocolError, InvalidMessage) as exc:
-            _log.log(
-                logging.WARNING,
-                "control word",
-                "request %s: %s; taken for a kill",
-                printable(context.id),
-                printable(exc),
-            )
+            with request_scope(context.id, context.trace_id, context.span_id):
+                _log.log(
+                    logging.WARNING,
+                    "control word",
+                    "request %s: %s; taken for a kill",
+                    printable(context.id),
+                    printable(exc),
+                )
             context.kill("protocol error on the response stream")
-        # The FIN goes out now and nothing after it, however long the engine takes to clean up.
-        await close_now(stream)
-        self._caller_closed.set()
+            self.is_gone = True
+        else:
+            self.is_gone = context.scope.cancel_called
+        return not self.is_gone
+
+    def end(self) -> None:
+        self.is_gone = True
+        self._context.kill("caller closed the response stream")
+
+    def broke(self, error: trio.BrokenResourceError) -> None:
+        self.is_gone = True
+        self._on_broken(error)
 
 
 async def _cancel_when_stopped(context: RequestContext, scope: trio.CancelScope) -> None:

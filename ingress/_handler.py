@@ -18,6 +18,7 @@ from ._admission import Admission, Slot
 from ._context import Ending, OpenRequests, RequestContext
 from ._dial_guard import DialGuard, DialTarget
 from ._dialback import DEFAULT_CLOSE_WAIT, DEFAULT_CONNECT_TIMEOUT, DialBack
+from ._dialled import DialledStreams
 from ._engine import as_async_generator, close_engine
 from ._failures import describe_failure, error_event_of, is_cancellation
 from ._logging import TRACE, log_request_completed, log_request_received, request_scope
@@ -117,6 +118,7 @@ class PushHandler:
         shapes: Sequence[IngressDispatch[Any]],
         *,
         network: Network,
+        streams: DialledStreams,
         metrics: WorkHandlerMetrics,
         admission: Admission,
         dial_guard: DialGuard,
@@ -141,6 +143,7 @@ class PushHandler:
             names = ", ".join(type(shape).__name__ for shape in shapes) or "none"
             raise StartupError(f"endpoint {endpoint_id}: no shape can serve {engine!r}; installed: {names}")
         self._network = network
+        self._streams = streams
         self._admission = admission
         self._dial_guard = dial_guard
         self._connect_timeout = connect_timeout
@@ -251,6 +254,7 @@ class PushHandler:
     async def _handle(self, admitted: AdmittedPush, context: RequestContext) -> None:
         async with DialBack(
             self._network,
+            self._streams,
             context,
             self._dial_guard,
             admitted.push,

@@ -11,6 +11,7 @@ from attrs import frozen
 from ._context import RequestContext
 from ._dial_guard import DialGuard, DialTarget
 from ._dialback import DialBack
+from ._dialled import DialledStreams
 from ._pump import DEFAULT_WRITE_STALL_TIMEOUT
 from ._response import Response
 from ._text import printable
@@ -43,10 +44,12 @@ class LegacyTeller:
     def __init__(
         self,
         network: Network,
+        streams: DialledStreams,
         shapes: Sequence[IngressDispatch[Any]],
         dial_guard: DialGuard,
     ) -> None:
         self._network = network
+        self._streams = streams
         self._shapes = shapes
         self._dial_guard = dial_guard
         self._pending = 0
@@ -70,7 +73,7 @@ class LegacyTeller:
         """Dial back, send the error prologue and the sentinel. Raises nothing but cancellation."""
         context = RequestContext(request_id=refusal.control.id, endpoint=_ENDPOINT_OF_NOBODY, metadata={}, headers={})
         try:
-            async with DialBack(self._network, context, self._dial_guard, refusal.push) as dial_back:
+            async with DialBack(self._network, self._streams, context, self._dial_guard, refusal.push) as dial_back:
                 response = Response(
                     dial_back,
                     context,

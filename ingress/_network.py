@@ -122,6 +122,10 @@ class TcpStream(trio.abc.HalfCloseableStream):
         if self._raw.fileno() < 0:
             raise trio.ClosedResourceError("this stream was closed")
 
+    def fileno(self) -> int:
+        """Return the descriptor, -1 once closed."""
+        return self._raw.fileno()
+
     @property
     def peer_host(self) -> str | None:
         """The other end's address, an IPv4-mapped one as IPv4."""

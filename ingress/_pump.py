@@ -50,6 +50,12 @@ class ResponseMeter(Protocol):
     def slow_reader(self) -> AbstractContextManager[None]: ...
 
 
+class TaskStarter(Protocol):
+    """Where a writer runs what sends the rest; see :class:`ingress._dialled.DialledStreams`."""
+
+    def start_soon(self, function: Callable[..., Awaitable[None]], /) -> None: ...
+
+
 class NoMeter:
     """Counts nothing."""
 
@@ -64,14 +70,14 @@ class NoMeter:
 class ResponseWriter:
     """The outgoing buffer of one response stream.
 
-    :meth:`write` and :meth:`flush` never wait. What the socket does not take at once is sent by a task in the request's
-    nursery that lives only as long as there is something to send. Used by one request's tasks; dead after a failure.
+    :meth:`write` and :meth:`flush` never wait. What the socket does not take at once is sent by a task that
+    lives only as long as there is something to send. Used by one request's tasks; dead after a failure.
     """
 
     def __init__(
         self,
         stream: trio.abc.SendStream,
-        nursery: trio.Nursery,
+        tasks: TaskStarter,
         *,
         on_failure: Callable[[Exception], None],
         stall_timeout: float = DEFAULT_WRITE_STALL_TIMEOUT,
@@ -83,7 +89,7 @@ class ResponseWriter:
         self._stream = stream
         # Only our TCP streams have one; what other streams are given to send is sent by a task.
         self._send_nowait: Callable[[bytearray], int] | None = getattr(stream, "send_nowait", None)
-        self._nursery = nursery
+        self._tasks = tasks
         self._on_failure = on_failure
         self._stall_timeout = stall_timeout
         self._is_draining = False
@@ -110,7 +116,7 @@ class ResponseWriter:
                 if not self.buffer:
                     return
         self._is_draining = True
-        self._nursery.start_soon(self._drain)
+        self._tasks.start_soon(self._drain)
 
     async def drained(self, *, below: int = 0) -> None:
         """Flush and wait until at most ``below`` bytes are left.

@@ -68,7 +68,7 @@ class Response:
             stream = await self.dial_back.open_response_stream(self._address, self._on_failure)
             self._writer = ResponseWriter(
                 stream,
-                self.dial_back.nursery,
+                self.dial_back.streams,
                 on_failure=self._on_failure,
                 stall_timeout=self._stall_timeout,
                 meter=self._meter,

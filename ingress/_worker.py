@@ -21,6 +21,7 @@ from ._admission import DEFAULT_ENGINE_REQUEST_LIMIT, DEFAULT_REQUEST_QUEUE_LIMI
 from ._context import OpenRequests
 from ._dial_guard import DialGuard
 from ._dial_policy import DialPolicy
+from ._dialled import DialledStreams
 from ._engine import make_engine
 from ._failures import refusal_text
 from ._handler import GOODBYE_TIMEOUT, PushHandler
@@ -169,6 +170,7 @@ class Worker:
         dial_guard = DialGuard(
             DialPolicy() if dial_policy is None else dial_policy, self._own_addresses, tallies=self._tallies
         )
+        self._streams = DialledStreams()
         self._drain_requested = trio.Event()
         self.closing = trio.Event()
         """Set when the drain is over; what has not ended :data:`CLOSING_TIME` later is cancelled."""
@@ -193,6 +195,7 @@ class Worker:
                 engine,
                 self._shapes,
                 network=self._network,
+                streams=self._streams,
                 metrics=self.metrics.endpoint(endpoint_id, extra.get(endpoint_id)),
                 admission=self.admission,
                 open_requests=self.open_requests,
@@ -216,7 +219,7 @@ class Worker:
         for endpoint_id, notify in self.status.notifiers().items():
             self.handlers[endpoint_id].set_health_notifier(notify)
         self._by_path = {self._path(endpoint_id): handler for endpoint_id, handler in self.handlers.items()}
-        self._legacy = LegacyTeller(self._network, self._shapes, dial_guard)
+        self._legacy = LegacyTeller(self._network, self._streams, self._shapes, dial_guard)
 
     @property
     def endpoints(self) -> Collection[EndpointId]:
@@ -277,6 +280,7 @@ class Worker:
     async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
         # The plane outlives the requests, so that late pushes are refused and not reset; both outlive the record.
         async with trio.open_nursery() as plane_nursery:
+            await plane_nursery.start(self._streams.serve)
             async with trio.open_nursery() as request_nursery:
                 self._start_request = request_nursery.start_soon
                 await plane_nursery.start(self._plane.serve, self._receive)
@@ -294,8 +298,10 @@ class Worker:
                 await self._drain()
                 self._enter(Phase.CLOSING, CLOSING_TIME)
                 self.closing.set()
-                # What is left has sent its sentinel and waits for its caller's FIN.
                 request_nursery.cancel_scope.deadline = self.phase_ends_at
+            # What is left has sent its sentinel and waits for its caller's FIN.
+            with trio.CancelScope(deadline=self.phase_ends_at):
+                await self._streams.wait_idle()
             plane_nursery.cancel_scope.cancel()
 
     async def _drain(self) -> None:

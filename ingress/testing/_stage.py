@@ -14,6 +14,7 @@ from .._admission import Admission
 from .._context import OpenRequests
 from .._dial_guard import DialGuard
 from .._dial_policy import DialPolicy
+from .._dialled import DialledStreams
 from .._handler import AdmittedPush, PushHandler
 from ..abc import Engine, IngressDispatch, Push
 from ..metrics import WorkerMetrics
@@ -41,10 +42,12 @@ class Stage:
         shapes: Sequence[IngressDispatch[Any]],
         engine: Engine,
         network: MemoryNetwork,
+        streams: DialledStreams,
         timeout: float,
     ) -> None:
         self.nursery = nursery
         self.network = network
+        self._dialled = streams
         self.open_requests = OpenRequests()
         self._admission = Admission(engine_request_limit=1000)
         self._metrics = WorkerMetrics(1, admission=self._admission)
@@ -55,6 +58,7 @@ class Stage:
             engine,
             shapes,
             network=network,
+            streams=streams,
             metrics=self._metrics.endpoint(ENDPOINT),
             admission=self._admission,
             dial_guard=DialGuard(DialPolicy("any"), ()),
@@ -97,6 +101,7 @@ class Stage:
         try:
             with call.scope:
                 await self.handler.handle_payload(call.admitted)
+                await self._dialled.wait_idle()  # an answer is over when its caller has it
         finally:
             call.set_over()
 
@@ -167,6 +172,8 @@ async def open_stage(
     timeout: float = DEFAULT_TIMEOUT,
 ) -> AsyncIterator[Stage]:
     """Open a stage; leaving it cancels whatever still runs on it."""
+    streams = DialledStreams()
     async with trio.open_nursery() as nursery:
-        yield Stage(nursery, shapes, engine, MemoryNetwork() if network is None else network, timeout)
+        await nursery.start(streams.serve)
+        yield Stage(nursery, shapes, engine, MemoryNetwork() if network is None else network, streams, timeout)
         nursery.cancel_scope.cancel()

@@ -1,0 +1,192 @@
+"""The streams a worker has dialled, from their handshakes to their callers' FINs.
+
+On a response stream a caller seldom says anything, and nearly always only its FIN: a task for each would cost more than
+all else that a short request needs, and a third of the memory of an open stream. So one task hears all of them by one
+epoll descriptor; where the system has none, or the stream is none of the kernel's own, each has its task after all.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import select
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import trio
+from attrs import frozen
+
+from ._network import TcpStream, close_now
+
+logger = logging.getLogger("ingress.dialback")
+
+# Control words have 34 bytes.
+_READ_SIZE = 4096
+
+
+
+class Listener(Protocol):
+    """What is told of the caller's side of one stream; called by tasks of the event loop, and never waits."""
+
+    def receive(self, data: bytes) -> bool:
+        """Take what the caller sent; False when nothing more is to be read."""
+
+    def end(self) -> None:
+        """The caller has closed its side."""
+
+    def broke(self, error: trio.BrokenResourceError) -> None:
+        """The connection was lost."""
+
+
+@frozen(eq=False)
+class _Heard:
+    stream: TcpStream
+    listener: Listener
+
+
+class DialledStreams:
+    """Hears the dialled streams of one worker and closes those whose answers are whole; for its event loop.
+
+    Works while :meth:`serve` runs.
+    """
+
+    def __init__(self) -> None:
+        self._nursery: trio.Nursery | None = None
+        self._has_epoll = hasattr(select, "epoll")
+        self._epoll: select.epoll | None = None
+        self._epoll_wanted = trio.Event()
+        self._heard: dict[int, _Heard] = {}
+        self._lingering: dict[trio.abc.Stream, float] = {}
+        """When each is closed at the latest; those that linger longest come first."""
+        self._linger_began = trio.Event()
+        self._idle: trio.Event | None = None
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve the streams until cancelled; what was started by :meth:`start_soon` is cancelled with it."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._close_overdue)
+            task_status.started()
+            await self._epoll_wanted.wait()
+            try:
+                epoll = select.epoll()
+            except OSError as exc:  # no descriptor left
+                logger.warning("no epoll descriptor, so that each stream has a task: %s", exc)
+                self._has_epoll = False
+                for heard in self._heard.values():
+                    self.start_soon(self._listen, heard.stream, heard.listener)
+                await trio.sleep_forever()
+            with epoll:
+                for heard in list(self._heard.values()):
+                    self._register(epoll, heard)
+                self._epoll = epoll
+                await self._hear(epoll)
+
+    def start_soon(self, serve: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """Run what serves one stream in a task, behind a wall: a bug in it ends this task and no other."""
+        if self._nursery is None:
+            raise RuntimeError("the dialled streams are not being served")
+        self._nursery.start_soon(self._walled, serve, *arguments, name=serve)
+
+    def listen(self, stream: trio.abc.Stream, listener: Listener) -> None:
+        """Read the stream until the listener has enough, the caller closes it or it breaks; then close it."""
+        if not self._has_epoll or not isinstance(stream, TcpStream):
+            self.start_soon(self._listen, stream, listener)
+            return
+        heard = self._heard[stream.fileno()] = _Heard(stream, listener)
+        if self._epoll is not None:
+            self._register(self._epoll, heard)
+        else:
+            self._epoll_wanted.set()
+
+    async def close(self, stream: trio.abc.Stream) -> None:
+        """Close without waiting for the caller: a FIN, or a reset where its bytes were not read."""
+        self._forget(stream)
+        await close_now(stream)
+
+    def linger(self, stream: trio.abc.Stream, seconds: float) -> None:
+        """The answer is whole: let the caller close first, so that nothing under way is lost to a reset.
+
+        A stream that is not closed by then is closed.
+        """
+        self._lingering[stream] = trio.current_time() + seconds
+        if not self._linger_began.is_set():
+            self._linger_began.set()
+
+    async def wait_idle(self) -> None:
+        """Wait until no stream waits for its caller any more."""
+        while self._lingering:
+            if self._idle is None:
+                self._idle = trio.Event()
+            await self._idle.wait()
+
+    # -- hearing -------------------------------------------------------------------------------------------------------
+
+    def _register(self, epoll: select.epoll, heard: _Heard) -> None:
+        try:
+            epoll.register(heard.stream.fileno(), select.EPOLLIN)
+        except OSError:  # the user has no watches left, which the system counts
+            self.start_soon(self._listen, heard.stream, heard.listener)
+
+    async def _hear(self, epoll: select.epoll) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(epoll.fileno())
+            for number, _ in epoll.poll(0):
+                if (heard := self._heard.get(number)) is not None and not self._hear_one(heard):
+                    self._forget(heard.stream)
+                    heard.stream.close_nowait()
+
+    def _hear_one(self, heard: _Heard) -> bool:
+        """Read what has come of one stream; False when that was the last of it."""
+        try:
+            data = heard.stream.receive_nowait(_READ_SIZE)
+            if data is None:
+                return True
+            if data:
+                return heard.listener.receive(data)
+            heard.listener.end()
+        except trio.BrokenResourceError as exc:
+            heard.listener.broke(exc)
+        except Exception:
+            logger.exception("internal error while hearing a caller")
+        return False
+
+    async def _listen(self, stream: trio.abc.Stream, listener: Listener) -> None:
+        try:
+            while data := await stream.receive_some(_READ_SIZE):
+                if not listener.receive(bytes(data)):
+                    break
+            else:
+                listener.end()
+        except trio.ClosedResourceError:
+            pass  # closed by us: the request has ended already
+        except trio.BrokenResourceError as exc:
+            listener.broke(exc)
+        finally:
+            await self.close(stream)
+
+    async def _walled(self, serve: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        try:
+            await serve(*arguments)
+        except Exception:
+            logger.exception("internal error while serving a dialled stream")
+
+    # -- closing -------------------------------------------------------------------------------------------------------
+
+    def _forget(self, stream: trio.abc.Stream) -> None:
+        if isinstance(stream, TcpStream):
+            self._heard.pop(stream.fileno(), None)  # closing takes it out of the kernel's set
+        self._lingering.pop(stream, None)
+        if not self._lingering and self._idle is not None:
+            self._idle.set()
+            self._idle = None
+
+    async def _close_overdue(self) -> None:
+        while True:
+            await self._linger_began.wait()
+            await trio.sleep_until(next(iter(self._lingering.values()), -math.inf))
+            now = trio.current_time()
+            for stream in [stream for stream, deadline in self._lingering.items() if deadline <= now]:
+                await self.close(stream)
+            if not self._lingering:
+                self._linger_began = trio.Event()
