@@ -24,7 +24,6 @@ logger = logging.getLogger("ingress.dialback")
 _READ_SIZE = 4096
 
 
-
 class Listener(Protocol):
     """What is told of the caller's side of one stream; called by tasks of the event loop, and never waits."""
 
