@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -96,6 +96,84 @@ class WorkerCollector:
             "Configured capacity of the bounded work queue",
             admission.request_queue_limit,
         )
+
+
+class HandlerCollector:
+    """Dynamo's families of its work handler, and how requests ended."""
+
+    def __init__(self, worker: WorkerMetrics, labels: Sequence[str]) -> None:
+        self._worker = worker
+        self._labels = labels
+
+    def collect(self) -> Iterator[Metric]:
+        labels, endpoints = self._labels, self._worker.endpoints
+        prefix = "dynamo_component_"
+        counters: tuple[tuple[str, str, Callable[[WorkHandlerMetrics], int]], ...] = (
+            ("requests_total", "Total number of requests processed by work handler", lambda each: each.requests),
+            (
+                "request_bytes_total",
+                "Total number of bytes received in requests by work handler",
+                lambda each: each.request_bytes,
+            ),
+            (
+                "response_bytes_total",
+                "Total number of bytes sent in responses by work handler",
+                lambda each: each.response_bytes,
+            ),
+            (
+                "cancellation_total",
+                "Total number of requests cancelled by work handler",
+                lambda each: each.cancellations,
+            ),
+        )
+        for name, text, read in counters:
+            counter = CounterMetricFamily(prefix + name, text, labels=labels)
+            for endpoint in endpoints:
+                counter.add_metric(endpoint.label_values, read(endpoint))
+            yield counter
+        gauge = GaugeMetricFamily(
+            prefix + "inflight_requests",
+            "Number of requests currently being processed by work handler",
+            labels=labels,
+        )
+        duration = HistogramMetricFamily(
+            prefix + "request_duration_seconds", "Time spent processing requests by work handler", labels=labels
+        )
+        outcomes = CounterMetricFamily(
+            "ingress_outcome_total",
+            "Requests by how and why they ended, each counted once",
+            labels=[*labels, "outcome", "reason"],
+        )
+        for reason, count in self._worker.unrouted.items():
+            outcomes.add_metric([*[""] * len(labels), "refused", reason], count)
+        for endpoint in endpoints:
+            gauge.add_metric(endpoint.label_values, endpoint.running)
+            duration.add_metric(endpoint.label_values, endpoint.duration.cumulative(), endpoint.duration.total)
+            for ending, count in endpoint.outcomes.items():
+                outcomes.add_metric([*endpoint.label_values, *ending], count)
+        yield from (gauge, duration, outcomes)
+        yield from self._of_all_endpoints()
+
+    def _of_all_endpoints(self) -> Iterator[Metric]:
+        prefix = "dynamo_work_handler_"
+        for name, text, counts in (
+            (
+                "network_transit_seconds",
+                "Frontend-to-backend network transit time (cross-process wall-clock, seconds)",
+                self._worker.network_transit,
+            ),
+            (
+                "time_to_first_response_seconds",
+                "Backend processing time from handle_payload entry to prologue sent (seconds)",
+                self._worker.first_response,
+            ),
+            (
+                "permit_wait_seconds",
+                "Time spent waiting for a worker-pool permit (seconds)",
+                self._worker.permit_wait,
+            ),
+        ):
+            yield HistogramMetricFamily(prefix + name, text, buckets=counts.cumulative(), sum_value=counts.total)
 
 
 class OwnCollector:

@@ -68,9 +68,9 @@ def test_what_the_page_has_beyond_a_released_workers_is_ours() -> None:
 
 def test_numbers_are_printed_as_released_workers_print_them() -> None:
     metrics, (generate, _, _) = made()
-    generate._requests.inc(13)
-    generate._request_bytes.inc(12_345_678)
-    generate._duration.observe(1.218763604)
+    generate.requests += 13
+    generate.request_bytes += 12_345_678
+    generate.duration.observe(1.218763604)
     lines = page(metrics).splitlines()
     labels = (
         'dynamo_component="backend",dynamo_endpoint="generate",dynamo_namespace="demo",worker_id="da3721027b42ebea"'

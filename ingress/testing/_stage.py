@@ -160,7 +160,7 @@ class Stage:
 
     def in_flight(self) -> float:
         """What the gauge of requests in flight says."""
-        return sum(sample.value for family in self._metrics.in_flight.collect() for sample in family.samples)
+        return sum(endpoint.running for endpoint in self._metrics.endpoints)
 
 
 @asynccontextmanager
