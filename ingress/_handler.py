@@ -21,8 +21,9 @@ from ._dialback import DEFAULT_CLOSE_WAIT, DEFAULT_CONNECT_TIMEOUT, DialBack
 from ._dialled import DialledStreams
 from ._engine import as_async_generator, close_engine
 from ._failures import describe_failure, error_event_of, is_cancellation
-from ._logging import TRACE, log_request_completed, log_request_received, request_scope
+from ._logging import TRACE, request_scope
 from ._pump import DEFAULT_WRITE_STALL_TIMEOUT, pump_response_stream
+from ._request_log import RequestLog
 from ._response import Response
 from ._text import RateLimitedLogger, printable
 from ._token import TOKEN_HEADER, TokenGuard
@@ -48,7 +49,6 @@ from .wire.trace_context import read_trace_context
 from .wire.two_part import DEFAULT_MAX_MESSAGE_SIZE
 
 logger = logging.getLogger("ingress.handler")
-request_logger = logging.getLogger("ingress.request")
 
 # An engine's cleanup may await this long after its request has ended; then it is cut.
 DEFAULT_CLEANUP_TIMEOUT = 5.0
@@ -154,6 +154,7 @@ class PushHandler:
         self._cleanup_timeout = cleanup_timeout
         self._notify_health: HealthNotifier | None = None
         self._log = RateLimitedLogger(logger)
+        self._request_log = RequestLog(endpoint_id)
 
     def set_health_notifier(self, notify: HealthNotifier) -> None:
         """Have ``notify`` called after chunks that are no error and at each clean end.
@@ -216,13 +217,7 @@ class PushHandler:
         self.open_requests.add(context)
         try:
             with request_scope(control.id, context.trace_id, context.span_id):
-                log_request_received(
-                    request_logger,
-                    endpoint=self.endpoint_id,
-                    request_id=control.id,
-                    size=len(admitted.push.payload),
-                    codec=control.codec_name,
-                )
+                self._request_log.received(control.id, len(admitted.push.payload), control.codec_name, context.trace_id)
                 await self._handle(admitted, context)
         except BaseException as exc:  # the wall round every request: what comes here is a bug of ours, and ends here
             if is_cancellation(exc):
@@ -443,16 +438,14 @@ class PushHandler:
             outcome, reason = "failed", "internal"
         self.metrics.count_outcome(outcome, reason)
         seconds = trio.current_time() - guard.started
-        log_request_completed(
-            request_logger,
-            endpoint=self.endpoint_id,
-            request_id=context.id,
+        self._request_log.completed(
+            context.id,
             status=outcome,
             reason=reason,
             chunks=response.progress.chunks,
             size=response.sender.body_bytes,
             seconds=seconds,
-            cancelled_by=reason if outcome == "cancelled" else None,
+            trace_id=context.trace_id,
         )
         if context.span is not None:
             chunks, first_at = response.progress.chunks, response.progress.first_flush_at

@@ -55,15 +55,22 @@ class LineWriter(logging.Handler):
             line = self.format(record)
         except Exception:  # an argument whose __str__ fails, or a message that does not fit its arguments
             line = self.format(_note(logging.ERROR, "log line of %s:%d cannot be shown", record.module, record.lineno))
+        self.write_line(line)
+
+    def write_line(self, line: str) -> None:
+        """Take a line that has its form already."""
         if not self._has_descriptor:
             self._write_in_memory(line)
-        elif len(self._lines) >= self._capacity or self._is_closing:
+            return
+        if self._process != os.getpid():
+            self._begin_anew_after_fork()
+        if len(self._lines) >= self._capacity or self._is_closing:
             self._rejected += 1
-        else:
+            return
+        self._lines.append(line)
+        if not self._wanted.is_set():
             self._keep_thread()
-            self._lines.append(line)
-            if not self._wanted.is_set():
-                self._wanted.set()
+            self._wanted.set()
 
     def flush(self, timeout: float = CLOSE_TIMEOUT) -> None:
         """Wait until everything has been written, but not for long."""
@@ -91,13 +98,15 @@ class LineWriter(logging.Handler):
     def _is_writing(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
+    def _begin_anew_after_fork(self) -> None:
+        """The lines are the parent's, and its thread has stayed there."""
+        self._process = os.getpid()
+        self._lines.clear()
+        self._wanted = threading.Event()
+
     def _keep_thread(self) -> None:
         if self._is_writing():
             return
-        if self._process != os.getpid():  # a fork: the lines are the parent's, and its thread has stayed there
-            self._process = os.getpid()
-            self._lines.clear()
-            self._wanted = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ingress log writer", daemon=True)
         self._thread.start()
 

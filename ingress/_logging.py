@@ -11,7 +11,6 @@ are Dynamo's.
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import functools
 import json
@@ -19,7 +18,7 @@ import logging
 import re
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import IO, Any
 
@@ -136,18 +135,24 @@ def _is_colorful(environ: Mapping[str, str], stream: IO[str] | None) -> bool:
 _request_ids: contextvars.ContextVar[Mapping[str, str] | None] = contextvars.ContextVar("ingress request", default=None)
 
 
-@contextlib.contextmanager
-def request_scope(request_id: str, trace_id: str | None = None, span_id: str | None = None) -> Iterator[None]:
+class request_scope:  # noqa: N801 - used as a function is; a generator's context manager costs three times as much
     """Let every line that is logged inside, also from the engine and its threads, carry the ids of the request.
 
-    As JSON all of them, as text the trace, where there is one.
+    As JSON all of them, as text the trace, where there is one. For one ``with`` statement.
     """
-    ids = {"trace_id": trace_id, "span_id": span_id} if trace_id is not None and span_id is not None else {}
-    token = _request_ids.set({"request_id": request_id, **ids})
-    try:
-        yield
-    finally:
-        _request_ids.reset(token)
+
+    __slots__ = ("_ids", "_token")
+
+    def __init__(self, request_id: str, trace_id: str | None = None, span_id: str | None = None) -> None:
+        self._ids = {"request_id": request_id}
+        if trace_id is not None and span_id is not None:
+            self._ids |= {"trace_id": trace_id, "span_id": span_id}
+
+    def __enter__(self) -> None:
+        self._token = _request_ids.set(self._ids)
+
+    def __exit__(self, *exc_info: object) -> None:
+        _request_ids.reset(self._token)
 
 
 def request_id_in(context: contextvars.Context) -> str | None:
@@ -183,39 +188,6 @@ class _FieldsRecord(logging.LogRecord):
         }
 
 
-def log_request_received(logger: logging.Logger, *, endpoint: object, request_id: str, size: int, codec: str) -> None:
-    """Log the first of the two lines of a request."""
-    log_fields(
-        logger, logging.INFO, "request received", request_id=request_id, endpoint=endpoint, bytes=size, codec=codec
-    )
-
-
-def log_request_completed(
-    logger: logging.Logger,
-    *,
-    endpoint: object,
-    request_id: str,
-    status: str,
-    chunks: int,
-    size: int,
-    seconds: float,
-    reason: str | None = None,
-    cancelled_by: str | None = None,
-) -> None:
-    """Log the second: how it ended, also when its caller cancelled it, which is no error.
-
-    Args:
-        status: an outcome of :data:`ingress.metrics.OUTCOMES`, and ``reason`` one of its reasons.
-    """
-    fields: dict[str, object] = {"request_id": request_id, "endpoint": endpoint, "status": status}
-    if reason not in (None, "ok") and cancelled_by is None:
-        fields["reason"] = reason
-    fields |= {"chunks": chunks, "bytes": size, "ms": round(seconds * 1000, 3)}
-    if cancelled_by is not None:
-        fields["cancelled_by"] = cancelled_by
-    log_fields(logger, logging.INFO, "request completed", **fields)
-
-
 # -- how they look ---------------------------------------------------------------------------------------------------
 
 
@@ -227,14 +199,19 @@ class TextFormatter(logging.Formatter):
         self._is_colored = is_colored
         self._is_local_time = is_local_time
 
+    @property
+    def is_plain(self) -> bool:
+        """True where :func:`plain_line` looks the same."""
+        return not (self._is_colored or self._is_local_time)
+
     def format(self, record: logging.LogRecord) -> str:
         level = _level_of(record)
-        head = f"{_time_of(record, is_local=self._is_local_time)} {_source_of(level, record.name)}"
+        head = f"{_time_of(record.created, is_local=self._is_local_time)} {_source_of(level, record.name)}"
         ids = _request_ids.get()
-        shown = _fields_of(record)
+        values = _fields_of(record)
         if ids is not None and "trace_id" in ids:
-            shown = {**shown, "trace_id": ids["trace_id"]}
-        fields = " ".join([f"{key}={_shown(value)}" for key, value in shown.items()])
+            values = {**values, "trace_id": ids["trace_id"]}
+        fields = " ".join([f"{key}={shown(value)}" for key, value in values.items()])
         message = printable(record.getMessage(), max(64, MAX_LINE - len(head) - len(fields) - 32))
         line = _clipped(head + (f"{message} {fields}" if fields else message))
         if self._is_colored:
@@ -247,7 +224,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = {
-            "time": _time_of(record),
+            "time": _time_of(record.created),
             "level": _level_of(record),
             "target": record.name,
             "message": record.getMessage(),
@@ -261,9 +238,14 @@ class JsonFormatter(logging.Formatter):
         return _fitted(fields)
 
 
-def _time_of(record: logging.LogRecord, *, is_local: bool = False) -> str:
-    second = int(record.created)
-    micros = min(round((record.created - second) * 1e6), 999_999)
+def plain_line(level: str, name: str, text: str) -> str:
+    """Return a text line of now, as :class:`TextFormatter` writes it; the text may hold nothing unescaped."""
+    return _clipped(f"{_time_of(time.time())} {_source_of(level, name)}{text}")
+
+
+def _time_of(created: float, *, is_local: bool = False) -> str:
+    second = int(created)
+    micros = min(round((created - second) * 1e6), 999_999)
     before, after = _second_of(second, is_local)
     return f"{before}.{micros:06d}{after}"
 
@@ -292,7 +274,8 @@ def _fields_of(record: logging.LogRecord) -> Mapping[str, Any]:
     return fields if isinstance(fields, Mapping) else {}
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return a field's value as it stands on a text line."""
     if type(value) is int or type(value) is float:
         return str(value)
     text = str(value)

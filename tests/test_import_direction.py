@@ -21,7 +21,7 @@ TABLE: tuple[tuple[str, ...], ...] = (
     ("_bucket_counts", "_log_repeats", "_log_writer", "_memory_watermark", "_network", "_tallies", "_text", "wire"),
     ("handover",),
     ("_logging", "_threads", "_tracing", "abc", "bodies", "_collectors", "_failures"),
-    ("_context", "_dialled", "otel", "tls"),
+    ("_context", "_dialled", "_request_log", "otel", "tls"),
     ("_token",),
     ("metrics",),
     (

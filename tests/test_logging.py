@@ -26,8 +26,6 @@ from ingress._logging import (
     JsonFormatter,
     TextFormatter,
     log_fields,
-    log_request_completed,
-    log_request_received,
     parse_filters,
     request_scope,
     set_up_logging,
@@ -283,47 +281,6 @@ def test_a_record_that_cannot_be_formatted_costs_only_itself() -> None:
     first, second, third = written.getvalue().splitlines()
     assert "cannot be shown" in first and "cannot be shown" in second
     assert third.endswith("fine")
-
-
-# -- the two lines of a request --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("is_json", [False, True])
-def test_a_request_has_two_lines_and_its_id_is_a_field(is_json: bool) -> None:
-    written = set_up({"DYN_LOGGING_JSONL": "true"} if is_json else {})
-    log_request_received(log, endpoint="a.b.c", request_id="r\n1", size=12, codec="json")
-    log_request_completed(
-        log,
-        endpoint="a.b.c",
-        request_id="r\n1",
-        status="cancelled",
-        chunks=3,
-        size=99,
-        seconds=0.0123456,
-        reason="stop",
-        cancelled_by="stop",
-    )
-    received, completed = written.getvalue().splitlines()
-    if is_json:
-        fields = json.loads(completed)
-        assert json.loads(received)["message"] == "request received"
-        expected = {
-            "message": "request completed",
-            "request_id": "r\n1",
-            "status": "cancelled",
-            "ms": 12.346,
-            "cancelled_by": "stop",
-        }
-        assert expected.items() <= fields.items()
-        assert fields["level"] == "INFO"  # a caller that cancels is no error
-    else:
-        assert received.endswith(
-            r" INFO ingress.test: request received request_id=r\n1 endpoint=a.b.c bytes=12 codec=json"
-        )
-        assert completed.endswith(
-            r"request completed request_id=r\n1 endpoint=a.b.c status=cancelled "
-            "chunks=3 bytes=99 ms=12.346 cancelled_by=stop"
-        )
 
 
 def test_fields_of_a_level_that_is_off_cost_nothing() -> None:
