@@ -16,7 +16,6 @@ from ._dial_limits import DialLimits
 from ._dial_policy import DialPolicy
 from ._network import join_host_port
 from ._tallies import Tallies
-from .abc import Push
 from .errors import DialBackRefused, ResponseStreamError, UnsupportedTransport
 from .wire.addresses import HostName, SocketAddress, parse_address, parse_host_name
 from .wire.messages import MAX_SUBJECT, ConnectionInfo, StreamAddress, StreamType
@@ -53,9 +52,9 @@ class DialGuard:
         self._allowed = functools.lru_cache(maxsize=_MAX_REMEMBERED)(self._read_allowed)
 
     def check(
-        self, push: Push, request_id: str, stream: StreamAddress, stream_type: StreamType
+        self, peer_host: str | None, request_id: str, stream: StreamAddress, stream_type: StreamType
     ) -> tuple[ConnectionInfo, DialTarget]:
-        """Return whom to tell what, and where to dial. Sends no packet.
+        """Return whom to tell what, and where to dial; ``peer_host`` is who asks. Sends no packet.
 
         Raises:
             ResponseStreamError: unreadable, of another request, of another transport, or not allowed.
@@ -64,14 +63,14 @@ class DialGuard:
             info = read_connection_info(stream, request_id, stream_type)
             if self._policy.resolve_names and (name := parse_host_name(info.address)) is not None:
                 return info, name
-            address = self._allowed(info.address, push.peer_host, len(self._own_addresses))
+            address = self._allowed(info.address, peer_host, len(self._own_addresses))
             self._check_failing(address)
         except DialBackRefused as exc:
             self._tallies.dial_denied[exc.reason] += 1
             raise
         return info, address
 
-    async def resolve(self, push: Push, name: HostName) -> SocketAddress:
+    async def resolve(self, peer_host: str | None, name: HostName) -> SocketAddress:
         """Look a name up once and return the literal address to dial; every answer must pass.
 
         The caller bounds the wait.
@@ -88,7 +87,7 @@ class DialGuard:
         addresses = [parse_address(join_host_port(host, port)) for host, port in ends]
         try:
             for address in addresses:
-                self._policy.check(address, peer_host=push.peer_host, own_addresses=self._own_addresses)
+                self._policy.check(address, peer_host=peer_host, own_addresses=self._own_addresses)
                 self._check_failing(address)
         except DialBackRefused as exc:
             self._tallies.dial_denied[exc.reason] += 1

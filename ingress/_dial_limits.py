@@ -31,6 +31,11 @@ class DialLimits:
         self._shares: dict[object, _Share] = {}
         self._failures: dict[SocketAddress, _Failures] = {}
 
+    @property
+    def is_idle(self) -> bool:
+        """True while no dial is pending: the next one has its turn at once."""
+        return not self._shares
+
     async def take_turn(self, peer_host: str | None, target: object) -> Turn:
         """Wait for a turn among the dials of the peer to the target, of the peer, and of all; release it when done.
 

@@ -9,17 +9,17 @@ from types import TracebackType
 from typing import TypeVar
 
 import trio
-from attrs import evolve
 
 from ._context import Ending, RequestContext
 from ._dial_guard import DialGuard, DialTarget
 from ._dialled import DialledStreams
 from ._logging import request_scope
+from ._network import TcpConnect, TcpStream
 from ._request_stream import RequestInput
 from ._text import RateLimitedLogger, printable
-from .abc import Network, Push
+from .abc import Network
 from .errors import InvalidMessage, RemoteProtocolError, ResponseStreamError
-from .wire.addresses import HostName, SocketAddress
+from .wire.addresses import SocketAddress
 from .wire.messages import CallHomeHandshake, ControlWord, StreamAddress
 from .wire.response import ControlWordReader
 from .wire.two_part import DEFAULT_MAX_MESSAGE_SIZE, encode_two_part
@@ -51,7 +51,7 @@ class DialBack:
         streams: DialledStreams,
         context: RequestContext,
         guard: DialGuard,
-        push: Push,
+        peer_host: str | None,
         *,
         connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
         close_wait: float = DEFAULT_CLOSE_WAIT,
@@ -60,12 +60,14 @@ class DialBack:
         self.streams = streams
         """Where what serves a stream runs."""
         self._network = network
+        # Only real TCP has one.
+        self._start_connect: Callable[[str, int], TcpStream | TcpConnect] | None = getattr(
+            network, "start_connect", None
+        )
         self._context = context
         self._max_frame_size = max_frame_size
         self._guard = guard
-        # Without its payload: the streams of a request and their tasks refer to each other, and so stay until a garbage
-        # collection.
-        self._push = evolve(push, payload=b"")
+        self._peer_host = peer_host
         self._connect_timeout = connect_timeout
         self._close_wait = close_wait
         self._open: list[trio.abc.Stream] = []
@@ -83,6 +85,7 @@ class DialBack:
             reading.cancel()
         if error is None and self._is_graceful and self._caller is not None and not self._caller.is_gone:
             self._open.remove(self._caller.stream)
+            self._caller.has_answer = True
             self.streams.linger(self._caller.stream, self._close_wait)
         await self.close()
 
@@ -106,7 +109,7 @@ class DialBack:
         self, stream: StreamAddress, decode: Callable[[bytes], InputT]
     ) -> AsyncIterable[InputT]:
         """See :meth:`ingress.abc.Dialer.open_request_stream`."""
-        info, address = self._guard.check(self._push, self._context.id, stream, "request")
+        info, address = self._guard.check(self._peer_host, self._context.id, stream, "request")
         connection = await self._connect(address)
         handshake = encode_two_part(CallHomeHandshake(info.subject, "request").encode())
         try:
@@ -130,26 +133,44 @@ class DialBack:
             await self.streams.close(stream)
 
     async def _connect(self, target: DialTarget) -> trio.abc.Stream:
-        limits = self._guard.limits
+        started: TcpStream | TcpConnect | None = None
+        if self._start_connect is not None and isinstance(target, SocketAddress) and self._guard.limits.is_idle:
+            # What is connected at once, as on the same machine, is never pending: it needs no turn and no timer.
+            try:
+                started = self._start_connect(target.host, target.port)
+            except OSError as exc:
+                raise self._failed(target, target, _describe(exc)) from exc
+        stream = started if isinstance(started, TcpStream) else await self._connect_in_turn(target, started)
+        self._open.append(stream)
+        return stream
+
+    async def _connect_in_turn(self, target: DialTarget, started: TcpConnect | None) -> trio.abc.Stream:
         dialled: SocketAddress | None = None
         stream: trio.abc.Stream | None = None
         failure = f"timed out after {self._connect_timeout:g} s"
         # A scope of one's own, for trio.fail_after() costs three times as much.
         with trio.CancelScope(deadline=trio.current_time() + self._connect_timeout):
-            turn = await limits.take_turn(self._push.peer_host, target)
+            turn = await self._guard.limits.take_turn(self._peer_host, target)
             try:
-                dialled = await self._guard.resolve(self._push, target) if isinstance(target, HostName) else target
-                stream = await self._network.connect(dialled.host, dialled.port)
+                dialled = (
+                    target if isinstance(target, SocketAddress) else await self._guard.resolve(self._peer_host, target)
+                )
+                if started is not None:
+                    stream = await started.wait()
+                else:
+                    stream = await self._network.connect(dialled.host, dialled.port)
             except OSError as exc:
-                failure = f"failed: {os.strerror(exc.errno) if exc.errno else exc}"
+                failure = _describe(exc)
             finally:
                 turn.release()
         if stream is None:
-            if dialled is not None:
-                limits.record_failure(dialled)
-            raise ResponseStreamError(f"dial-back to {target.host}:{target.port} {failure}")
-        self._open.append(stream)
+            raise self._failed(target, dialled, failure)
         return stream
+
+    def _failed(self, target: DialTarget, dialled: SocketAddress | None, failure: str) -> ResponseStreamError:
+        if dialled is not None:
+            self._guard.limits.record_failure(dialled)
+        return ResponseStreamError(f"dial-back to {target.host}:{target.port} {failure}")
 
     async def _follow(self, stream: trio.abc.Stream, requests: RequestInput[InputT], reading: trio.CancelScope) -> None:
         """Read a request stream until it ends or the request does, and close it.
@@ -172,22 +193,30 @@ class DialBack:
                 nursery.cancel_scope.cancel()
 
 
+def _describe(failure: OSError) -> str:
+    return f"failed: {os.strerror(failure.errno) if failure.errno else failure}"
+
+
 class _Caller:
     """The caller's side of a response stream; every way it ends but a whole answer is a kill."""
 
-    __slots__ = ("_context", "_on_broken", "_words", "is_gone", "stream")
+    __slots__ = ("_context", "_on_broken", "_words", "has_answer", "is_gone", "stream")
 
     def __init__(
         self, stream: trio.abc.Stream, context: RequestContext, on_broken: Callable[[Exception], None]
     ) -> None:
         self.stream = stream
         self.is_gone = False
+        self.has_answer = False
+        """True once the answer is whole: whatever the caller does then is its good end."""
         self._context = context
         self._on_broken = on_broken
         self._words: ControlWordReader | None = None  # most callers never say a word
 
     def receive(self, data: bytes) -> bool:
         """Obey the control words; the FIN goes out with the last, however long the engine takes to clean up."""
+        if self.has_answer:
+            return False
         context = self._context
         if self._words is None:
             self._words = ControlWordReader()
@@ -215,11 +244,13 @@ class _Caller:
 
     def end(self) -> None:
         self.is_gone = True
-        self._context.kill("caller closed the response stream")
+        if not self.has_answer:
+            self._context.kill("caller closed the response stream")
 
     def broke(self, error: trio.BrokenResourceError) -> None:
         self.is_gone = True
-        self._on_broken(error)
+        if not self.has_answer:
+            self._on_broken(error)
 
 
 async def _cancel_when_stopped(context: RequestContext, scope: trio.CancelScope) -> None:

@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import trio
-from attrs import frozen
 
 from ._network import TcpStream, close_now
 
@@ -37,12 +36,6 @@ class Listener(Protocol):
         """The connection was lost."""
 
 
-@frozen(eq=False)
-class _Heard:
-    stream: TcpStream
-    listener: Listener
-
-
 class DialledStreams:
     """Hears the dialled streams of one worker and closes those whose answers are whole; for its event loop.
 
@@ -54,7 +47,7 @@ class DialledStreams:
         self._has_epoll = hasattr(select, "epoll")
         self._epoll: select.epoll | None = None
         self._epoll_wanted = trio.Event()
-        self._heard: dict[int, _Heard] = {}
+        self._heard: dict[int, tuple[TcpStream, Listener]] = {}
         self._lingering: dict[trio.abc.Stream, float] = {}
         """When each is closed at the latest; those that linger longest come first."""
         self._linger_began = trio.Event()
@@ -72,12 +65,12 @@ class DialledStreams:
             except OSError as exc:  # no descriptor left
                 logger.warning("no epoll descriptor, so that each stream has a task: %s", exc)
                 self._has_epoll = False
-                for heard in self._heard.values():
-                    self.start_soon(self._listen, heard.stream, heard.listener)
+                for stream, listener in self._heard.values():
+                    self.start_soon(self._listen, stream, listener)
                 await trio.sleep_forever()
             with epoll:
-                for heard in list(self._heard.values()):
-                    self._register(epoll, heard)
+                for stream, listener in list(self._heard.values()):
+                    self._register(epoll, stream, listener)
                 self._epoll = epoll
                 await self._hear(epoll)
 
@@ -92,9 +85,9 @@ class DialledStreams:
         if not self._has_epoll or not isinstance(stream, TcpStream):
             self.start_soon(self._listen, stream, listener)
             return
-        heard = self._heard[stream.fileno()] = _Heard(stream, listener)
+        self._heard[stream.fileno()] = stream, listener
         if self._epoll is not None:
-            self._register(self._epoll, heard)
+            self._register(self._epoll, stream, listener)
         else:
             self._epoll_wanted.set()
 
@@ -121,31 +114,31 @@ class DialledStreams:
 
     # -- hearing -------------------------------------------------------------------------------------------------------
 
-    def _register(self, epoll: select.epoll, heard: _Heard) -> None:
+    def _register(self, epoll: select.epoll, stream: TcpStream, listener: Listener) -> None:
         try:
-            epoll.register(heard.stream.fileno(), select.EPOLLIN)
+            epoll.register(stream.fileno(), select.EPOLLIN)
         except OSError:  # the user has no watches left, which the system counts
-            self.start_soon(self._listen, heard.stream, heard.listener)
+            self.start_soon(self._listen, stream, listener)
 
     async def _hear(self, epoll: select.epoll) -> None:
         while True:
             await trio.lowlevel.wait_readable(epoll.fileno())
             for number, _ in epoll.poll(0):
-                if (heard := self._heard.get(number)) is not None and not self._hear_one(heard):
-                    self._forget(heard.stream)
-                    heard.stream.close_nowait()
+                if (heard := self._heard.get(number)) is not None and not self._hear_one(*heard):
+                    self._forget(heard[0])
+                    heard[0].close_nowait()
 
-    def _hear_one(self, heard: _Heard) -> bool:
+    def _hear_one(self, stream: TcpStream, listener: Listener) -> bool:
         """Read what has come of one stream; False when that was the last of it."""
         try:
-            data = heard.stream.receive_nowait(_READ_SIZE)
+            data = stream.receive_nowait(_READ_SIZE)
             if data is None:
                 return True
             if data:
-                return heard.listener.receive(data)
-            heard.listener.end()
+                return listener.receive(data)
+            listener.end()
         except trio.BrokenResourceError as exc:
-            heard.listener.broke(exc)
+            listener.broke(exc)
         except Exception:
             logger.exception("internal error while hearing a caller")
         return False

@@ -183,9 +183,9 @@ class PushHandler:
             if TOKEN_HEADER in push.headers:  # whoever forwards headers must not forward this one
                 headers = {name: value for name, value in push.headers.items() if name != TOKEN_HEADER}
                 push = evolve(push, headers=headers)
-            info, address = self._dial_guard.check(push, control.id, control.connection_info, "response")
+            info, address = self._dial_guard.check(push.peer_host, control.id, control.connection_info, "response")
             for stream in shape.request_streams(control):
-                self._dial_guard.check(push, control.id, stream, "request")
+                self._dial_guard.check(push.peer_host, control.id, stream, "request")
             arrival = None
             if self._admission.has_policy:
                 size = len(push.payload) if push.too_large is None else push.too_large.size
@@ -252,7 +252,7 @@ class PushHandler:
             self._streams,
             context,
             self._dial_guard,
-            admitted.push,
+            admitted.push.peer_host,
             connect_timeout=self._connect_timeout,
             close_wait=self._close_wait,
             max_frame_size=self._max_frame_size,

@@ -32,7 +32,7 @@ _ENDPOINT_OF_NOBODY = EndpointId("refused", "refused", "refused")
 class LegacyRefusal:
     """A refused push whose caller can be dialled."""
 
-    push: Push
+    peer_host: str | None
     control: RequestControlMessage
     info: ConnectionInfo
     address: DialTarget
@@ -63,17 +63,19 @@ class LegacyTeller:
             control = shape.read_control(push.payload)
             if not control.is_from_legacy_caller:
                 return None
-            info, address = self._dial_guard.check(push, control.id, control.connection_info, "response")
+            info, address = self._dial_guard.check(push.peer_host, control.id, control.connection_info, "response")
         except Exception:  # whatever it is, it has been counted and logged with the refusal itself
             return None
         self._pending += 1
-        return LegacyRefusal(push, control, info, address)
+        return LegacyRefusal(push.peer_host, control, info, address)
 
     async def tell(self, refusal: LegacyRefusal, text: str) -> None:
         """Dial back, send the error prologue and the sentinel. Raises nothing but cancellation."""
         context = RequestContext(request_id=refusal.control.id, endpoint=_ENDPOINT_OF_NOBODY, metadata={}, headers={})
         try:
-            async with DialBack(self._network, self._streams, context, self._dial_guard, refusal.push) as dial_back:
+            async with DialBack(
+                self._network, self._streams, context, self._dial_guard, refusal.peer_host
+            ) as dial_back:
                 response = Response(
                     dial_back,
                     context,

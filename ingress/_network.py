@@ -48,6 +48,7 @@ class TcpStream(trio.abc.HalfCloseableStream):
         with contextlib.suppress(OSError):  # the same option that trio sets; not every kind of stream has it
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._raw = raw
+        self._waits = 0
 
     def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
         """Send what the kernel takes now and return how many bytes that was; 0 when it takes none.
@@ -74,7 +75,11 @@ class TcpStream(trio.abc.HalfCloseableStream):
 
     async def wait_send_all_might_not_block(self) -> None:
         self._check_open()
-        await trio.lowlevel.wait_writable(self._raw)
+        self._waits += 1
+        try:
+            await trio.lowlevel.wait_writable(self._raw)
+        finally:
+            self._waits -= 1
 
     def receive_nowait(self, max_bytes: int) -> bytes | None:
         """Return what has arrived, b"" at the end of the stream, None where nothing has.
@@ -94,11 +99,15 @@ class TcpStream(trio.abc.HalfCloseableStream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         self._check_open()
-        while True:
-            await trio.lowlevel.wait_readable(self._raw)
-            data = self.receive_nowait(DEFAULT_READ_SIZE if max_bytes is None else max_bytes)
-            if data is not None:
-                return data
+        self._waits += 1
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(self._raw)
+                data = self.receive_nowait(DEFAULT_READ_SIZE if max_bytes is None else max_bytes)
+                if data is not None:
+                    return data
+        finally:
+            self._waits -= 1
 
     async def send_eof(self) -> None:
         self._check_open()
@@ -110,9 +119,9 @@ class TcpStream(trio.abc.HalfCloseableStream):
 
     def close_nowait(self) -> None:
         """Close at once; whoever waits for this stream is woken by ClosedResourceError."""
-        if self._raw.fileno() >= 0:
+        if self._waits and self._raw.fileno() >= 0:
             trio.lowlevel.notify_closing(self._raw)
-            self._raw.close()
+        self._raw.close()
 
     async def aclose(self) -> None:
         self.close_nowait()
@@ -166,6 +175,27 @@ class TcpListener(trio.abc.Listener[trio.abc.Stream]):
         await trio.lowlevel.checkpoint()
 
 
+class TcpConnect:
+    """A connection that is being made."""
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: socket.socket) -> None:
+        self._raw = raw
+
+    async def wait(self) -> TcpStream:
+        """Wait for the other end, once; closes where that fails. Raises OSError; the caller bounds the wait."""
+        raw = self._raw
+        try:
+            await trio.lowlevel.wait_writable(raw)
+            if code := raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                raise OSError(code, os.strerror(code))
+        except BaseException:
+            raw.close()
+            raise
+        return TcpStream(raw)
+
+
 class TcpNetwork:
     """The real network; see :class:`ingress.abc.Network`. Stateless."""
 
@@ -187,6 +217,12 @@ class TcpNetwork:
         return TcpListener(raw)
 
     async def connect(self, host: str, port: int) -> TcpStream:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        started = self.start_connect(host, port)
+        return await started.wait() if isinstance(started, TcpConnect) else started
+
+    def start_connect(self, host: str, port: int) -> TcpStream | TcpConnect:
+        """Begin to connect; on the same machine that is all of it. Raises OSError."""
         raw = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, _NONBLOCKING_STREAM)
         try:
             if raw.gettimeout() != 0:
@@ -197,10 +233,7 @@ class TcpNetwork:
                 # On the same machine it has been accepted by now: asking again is cheaper than being woken.
                 code = raw.connect_ex((host, port))
             if code in _CONNECTING_STILL:
-                await trio.lowlevel.wait_writable(raw)
-                code = raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            else:
-                await trio.lowlevel.checkpoint_if_cancelled()
+                return TcpConnect(raw)
             if code:
                 raise OSError(code, os.strerror(code))
         except BaseException:

@@ -26,7 +26,6 @@ from ingress._dial_policy import DialPolicy
 from ingress._dialback import DialBack
 from ingress._dialled import DialledStreams
 from ingress._engine import make_engine
-from ingress.abc import Push
 from ingress.errors import (
     DeserializationError,
     InvalidMessage,
@@ -789,16 +788,13 @@ async def test_a_third_partys_decode_function_that_fails_ends_its_request_and_no
     async with await network.open_listener(HOST, 5000) as listener, trio.open_nursery() as nursery:
         await nursery.start(streams.serve)
         with trio.fail_after(5):
-            async with DialBack(network, streams, context, DialGuard(DialPolicy("any")), PUSH) as dial_back:
+            async with DialBack(network, streams, context, DialGuard(DialPolicy("any")), HOST) as dial_back:
                 await dial_back.open_request_stream(request_stream(), decode)
                 caller = await listener.accept()
                 await caller.send_all(frame(1))
                 await wait_all_tasks_blocked()
                 assert context.is_killed
         nursery.cancel_scope.cancel()
-
-
-PUSH = Push("path", b"", {}, HOST)
 
 
 def request_stream() -> StreamAddress:
@@ -810,7 +806,7 @@ async def test_a_refused_request_stream_raises_before_anything_is_dialled() -> N
     context = RequestContext(request_id="r", endpoint=EndpointId("a", "b", "c"), metadata={}, headers={})
 
     guard = DialGuard(DialPolicy("cidr", allow=["10.0.0.0/8"]))
-    async with DialBack(network, DialledStreams(), context, guard, PUSH) as dial_back:
+    async with DialBack(network, DialledStreams(), context, guard, HOST) as dial_back:
         with pytest.raises(ResponseStreamError, match="lies in none of dial_allow"):
             await dial_back.open_request_stream(request_stream(), bytes)
     assert network.connects == []

@@ -7,7 +7,7 @@ from typing import Any
 from .._dial_guard import DialGuard
 from .._dial_policy import DialPolicy
 from .._failures import describe_failure
-from ..abc import IngressDispatch, ParsedRequest, Push
+from ..abc import IngressDispatch, ParsedRequest
 from ..errors import IngressError
 from ..wire.messages import RequestControlMessage
 from ._dialer import MemoryDialer
@@ -56,10 +56,10 @@ def complaint_before_the_ack(
         is_refusal = isinstance(exc, IngressError) and step != "accepts"
         return (None if is_refusal else f"{step} raised {describe_failure(exc)}"), None
     try:  # as the handler does; what it refuses never reaches the shape again
-        guard, push = DialGuard(DialPolicy("any"), ()), Push("check", data, {}, MEMORY_HOST)
-        guard.check(push, control.id, control.connection_info, "response")
+        guard = DialGuard(DialPolicy("any"), ())
+        guard.check(MEMORY_HOST, control.id, control.connection_info, "response")
         for stream in streams:
-            guard.check(push, control.id, stream, "request")
+            guard.check(MEMORY_HOST, control.id, stream, "request")
     except IngressError:
         return None, None
     return None, control

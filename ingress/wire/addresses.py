@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
-from attrs import frozen
+from attrs import field, frozen
 
 from ..errors import DialBackRefused
 
@@ -25,9 +25,11 @@ class SocketAddress:
 
     ip: IpAddress
     port: int
+    host: str = field(init=False, eq=False, repr=False)
+    """The address as text."""
 
-    @property
-    def host(self) -> str:
+    @host.default
+    def _text(self) -> str:
         return str(self.ip)
 
     @property
