@@ -3,11 +3,15 @@
 A frame is sent at the moment the engine suspends. The pump steps the engine's ``__anext__`` by hand; when it passes a
 trap to the scheduler instead of returning a chunk, everything that is buffered leaves in one non-blocking send. So the
 first chunk never waits, chunks that are ready together leave together, no timer is involved, and no second task and no
-channel stand between engine and socket. Of four designs measured it had the lowest cost and latency (docs/design.md).
+channel stand between engine and socket. An engine that only gives way, and is sure to be asked again in the next pass
+of the scheduler, has not stopped: what a fast one yields between such passes may leave together too, within
+``MAX_HELD``. Of the designs measured it had the lowest cost and latency (docs/design.md).
 """
 
 from __future__ import annotations
 
+import math
+import time
 import types
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
@@ -25,9 +29,19 @@ from .wire.two_part import PREFIX
 # What one stream may hold of chunks its caller has not taken, plus one chunk. Above it the engine is not asked.
 MAX_BUFFERED = 256 * 1024
 
-# An engine that never suspends is interrupted after 1, 2, 4, … and at last this many chunks: small first slices let
+# An engine that never suspends is interrupted after 2, 4, 8, … and at last this many chunks: small first slices let
 # other streams be set up, large later ones spread the 10 µs of a pass through the scheduler.
 MAX_SLICE = 64
+
+# Slices shrink while a pass through the scheduler takes longer than this, so that new requests, which need several,
+# have their first chunks soon however many engines never suspend.
+MAX_PASS = 0.004
+
+# How long an engine's chunks may be held while it yields without suspending, or suspends only to give way.
+MAX_HELD = 0.001
+
+# Of an engine that gives way, so many chunks leave together once it has kept up its pace for as many before.
+_MOST_HELD = 32
 
 # A peer that takes no byte for this long is given up.
 DEFAULT_WRITE_STALL_TIMEOUT = 60.0
@@ -35,6 +49,19 @@ DEFAULT_WRITE_STALL_TIMEOUT = 60.0
 # For streams that tell of no progress within a send: small enough that a caller who reads 1 KiB a second is seen to
 # make some within the write-stall timeout.
 _SEND_SLICE = 16 * 1024
+
+
+def _trap_of_giving_way() -> object:
+    """Return what a task passes to the scheduler when it only gives way: to be run again in the next pass."""
+    giving_way = trio.lowlevel.cancel_shielded_checkpoint()  # noqa: ASYNC105 - driven by hand, to look at it
+    trap: object = giving_way.send(None)
+    giving_way.close()
+    return trap
+
+
+_GIVING_WAY = _trap_of_giving_way()
+
+_clock = time.perf_counter
 
 # What an engine may yield to set more than the data.
 _ENVELOPES = (Annotated, ErrorEvent)
@@ -45,7 +72,7 @@ class ResponseMeter(Protocol):
 
     def record_flush(self, size: int) -> None: ...
 
-    def record_chunks(self, count: int) -> None: ...
+    def record_chunks(self, count: int, now: float) -> None: ...
 
     def slow_reader(self) -> AbstractContextManager[None]: ...
 
@@ -61,7 +88,7 @@ class NoMeter:
 
     def record_flush(self, size: int) -> None: ...
 
-    def record_chunks(self, count: int) -> None: ...
+    def record_chunks(self, count: int, now: float) -> None: ...
 
     def slow_reader(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -177,13 +204,17 @@ class ResponseWriter:
 class PumpProgress:
     """What a pump has done so far; readable while it runs."""
 
-    __slots__ = ("chunks", "error_chunks", "first_flush_at")
+    __slots__ = ("busy_until", "chunks", "chunks_at_suspension", "error_chunks", "first_flush_at")
 
     def __init__(self) -> None:
         self.chunks = 0
         self.error_chunks = 0
         self.first_flush_at: float | None = None
         """When the first chunk was given to the socket, in the loop's time."""
+        self.chunks_at_suspension = 0
+        """How many chunks there were when the engine, or the pump itself, last suspended."""
+        self.busy_until = 0.0
+        """When an engine that does not suspend is interrupted at the latest."""
 
 
 @types.coroutine
@@ -207,72 +238,84 @@ def pump_response_stream(
         GenerateError: the engine yielded what the codec cannot hold, or more than ``max_chunk`` bytes.
         Exception: whatever the engine raises.
     """
-    next_chunk = chunks.__anext__
-    buffer, item = writer.buffer, sender.item
-    slice_size, in_slice, reported, counted = 1, 0, 0, 0
+    buffer, patience, flushed, reported = writer.buffer, 1, 0, 0
 
     def flush() -> None:
-        nonlocal reported, counted
+        nonlocal flushed, reported
         writer.flush()
-        if progress.chunks > counted:
-            if not counted:
-                progress.first_flush_at = trio.current_time()
-            writer.meter.record_chunks(progress.chunks - counted)
-            counted = progress.chunks
-        if progress.chunks - progress.error_chunks > reported:
-            reported = progress.chunks - progress.error_chunks
-            on_chunks()
+        if (sent := progress.chunks) > flushed:
+            now = trio.current_time()
+            if not flushed:
+                progress.first_flush_at = now
+            writer.meter.record_chunks(sent - flushed, now)
+            flushed = sent
+            if sent - progress.error_chunks > reported:
+                reported = sent - progress.error_chunks
+                on_chunks()
 
-    while True:
-        # 1. Step the engine; at its first suspension send what is buffered, then let the scheduler have it.
-        step: Any = next_chunk()  # an async generator's step is driven with send() and throw(), as a generator is
-        try:
-            trap = step.send(None)
-        except StopIteration as stop:
-            chunk = stop.value
-        except StopAsyncIteration:
-            flush()
-            return
-        else:
-            flush()
+    encoding = _encode_chunks(chunks, sender, writer, progress, flush, max_chunk)
+    flushed_at = _clock()
+    progress.busy_until = flushed_at + MAX_HELD
+    try:
+        trap = encoding.send(None)
+        while True:
+            # It waits. Send what is buffered, unless it only gives way and is likely to add to it at once.
+            if trap is not _GIVING_WAY:
+                flush()
+                patience = 1
+            elif buffer and (progress.chunks - flushed >= patience or _clock() - flushed_at > MAX_HELD):
+                flush()
+                now = _clock()
+                patience = min(patience * 2, _MOST_HELD) if now - flushed_at < MAX_HELD else 1
+                flushed_at = now
             try:
-                chunk = yield from _resume(step, trap)
-            except StopAsyncIteration:
-                return
-        # 2. Encode.
+                answer = yield trap
+            except BaseException as exc:
+                progress.busy_until = -math.inf  # an engine that swallows its cancellation meets it at its next chunk
+                trap = encoding.throw(exc)
+            else:
+                progress.chunks_at_suspension = progress.chunks
+                progress.busy_until = _clock() + MAX_HELD
+                trap = encoding.send(answer)
+    except StopIteration:
+        flush()
+
+
+async def _encode_chunks(
+    chunks: AsyncGenerator[Any, None],
+    sender: ResponseSender,
+    writer: ResponseWriter,
+    progress: PumpProgress,
+    flush: Callable[[], None],
+    max_chunk: int,
+) -> None:
+    """Ask the engine, and buffer what it yields; gives way where the engine does not."""
+    buffer, item = writer.buffer, sender.item
+    count, slice_size = 0, 2
+    async for chunk in chunks:
         frame = item(chunk)
         if len(frame) > max_chunk:
             sender.body_bytes -= len(frame) - PREFIX.size
             raise GenerateError(f"engine yielded a chunk of {len(frame)} bytes, the limit is {max_chunk} bytes")
         buffer += frame
-        progress.chunks += 1
+        count += 1
+        progress.chunks = count
         if isinstance(chunk, _ENVELOPES) and (isinstance(chunk, ErrorEvent) or chunk.is_error):
             progress.error_chunks += 1
-        # 3. Give way: to the caller when it is slow, to other tasks when the engine never suspends, and to a
-        #    cancellation when the engine swallows it.
-        in_slice += 1
+        # Give way: to the caller when it is slow, to other tasks when the engine never suspends, and to a cancellation
+        # when the engine swallows it.
         if len(buffer) > MAX_BUFFERED or writer.failure is not None:
             flush()
-            yield from _await(writer.drained(below=MAX_BUFFERED // 2))
-            in_slice = 0
-        elif in_slice >= slice_size:
+            await writer.drained(below=MAX_BUFFERED // 2)
+        elif count - progress.chunks_at_suspension >= slice_size or _clock() > progress.busy_until:
             flush()
-            yield from _await(trio.lowlevel.checkpoint())  # noqa: ASYNC105 - this is the await
-            in_slice, slice_size = 0, min(slice_size * 2, MAX_SLICE)
-
-
-def _resume(step: Any, trap: Any) -> Generator[Any, Any, Any]:
-    """Delegate to an awaitable that has already yielded ``trap``: ``yield from`` for an iterator under way."""
-    try:
-        while True:
-            try:
-                sent = yield trap
-            except BaseException as exc:
-                trap = step.throw(exc)
-            else:
-                trap = step.send(sent)
-    except StopIteration as stop:
-        return stop.value
+            began = _clock()
+            await trio.lowlevel.checkpoint()
+            is_crowded = _clock() - began > MAX_PASS
+            slice_size = max(slice_size // 2, 2) if is_crowded else min(slice_size * 2, MAX_SLICE)
+        elif count == 1:
+            flush()
+            await trio.lowlevel.checkpoint_if_cancelled()
 
 
 def resume_under_way(frame: FrameType) -> Any:
@@ -280,8 +323,4 @@ def resume_under_way(frame: FrameType) -> Any:
 
     What is stepped by hand is invisible to whoever walks a task's frames; see :mod:`ingress._task_tree`.
     """
-    return frame.f_locals.get("step") if frame.f_code is _resume.__code__ else None
-
-
-def _await(awaitable: Awaitable[None]) -> Generator[Any, Any, None]:
-    return awaitable.__await__()
+    return frame.f_locals.get("encoding") if frame.f_code is pump_response_stream.__code__ else None

@@ -206,7 +206,7 @@ async def test_flushes_are_counted_by_size_and_chunks_beside_them(autojump_clock
     metrics, (generate, _, _) = made()
     for size in (1, 64, 65, 1_048_576, 1_048_577, 40_000_000):
         generate.record_flush(size)
-    generate.record_chunks(12)
+    generate.record_chunks(12, 0.0)
     assert samples(metrics, "ingress_chunks_total") == {(): 12}
     assert samples(metrics, "ingress_flush_bytes_sum") == {(): 1 + 64 + 65 + 1_048_576 + 1_048_577 + 40_000_000}
     buckets = samples(metrics, "ingress_flush_bytes_bucket")
