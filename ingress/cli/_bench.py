@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from contextlib import suppress
 from typing import Annotated, Any
 
 import trio
@@ -68,10 +69,6 @@ class BenchOptions:
     timeout: float
     wait: float
     most_open: int
-
-    @property
-    def is_open_loop(self) -> bool:
-        return self.rate is not None
 
 
 def bench(
@@ -227,11 +224,15 @@ def _most_open(wanted: int) -> int:
         return max(wanted, MOST_OPEN)
     import resource
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = max(wanted, MOST_OPEN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < most + _OTHER_DESCRIPTORS:
-        soft = most + _OTHER_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, most + _OTHER_DESCRIPTORS)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        raised = most + _OTHER_DESCRIPTORS
+        with suppress(ValueError, OSError):  # a system may have a lower bound than the one it names
+            resource.setrlimit(
+                resource.RLIMIT_NOFILE, (raised if hard == resource.RLIM_INFINITY else min(hard, raised), hard)
+            )
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     room = most if soft == resource.RLIM_INFINITY else min(most, soft - _OTHER_DESCRIPTORS)
     if room < wanted:
         raise usage(
