@@ -158,14 +158,15 @@ def bench(
         most_open=_most_open(callers if rate is None else 1),
     )
     opened = discovery.open_shared()
-    secured: dict[str, Any] = {"tls": security.tls(), "token_keys": security.token_keys(), "codec": codec}
+    settings: dict[str, Any] = {"tls": security.tls(), "token_keys": security.token_keys(), "codec": codec}
+    # The timeout is the one bound of a call, and an instance that refuses is asked again, as the load has it.
+    settings |= {"ack_timeout": timeout, "handshake_timeout": timeout, "set_aside": 0}
     machine = machine_facts()
     reports: list[Report] = []
     forced: list[int] = []
 
     async def run() -> None:
-        # Set aside 0: an instance that refuses is asked again, as the load has it.
-        async with open_client(discovery=opened, host=call_home, set_aside=0, **secured) as client:
+        async with open_client(discovery=opened, host=call_home, **settings) as client:
             screen = None if output.quiet or not sys.stderr.isatty() else output.stderr()
             await _find_worker(client, options, discovery.describe(opened))
             reports.append(await _run_load(client, options, machine, forced, screen))
