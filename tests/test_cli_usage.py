@@ -88,6 +88,31 @@ def test_an_unknown_verb_gets_the_nearest_suggested(capsys: pytest.CaptureFixtur
         (["call", "a.b.c", "-d", "hello"], "-d is not JSON", "-d '\"hello\"' for plain text"),
         (["call", "a.b.c", "-H", "x"], "-H x cannot be used", "-H team=search"),
         (["call", "a.b.c", "--direct", "zz"], "--direct zz cannot be used", "ingress ls"),
+        (["bench", "a.b.c", "--rate", "1", "-c", "2"], "--rate and --concurrency exclude each other", "one of the two"),
+        (
+            ["bench", "a.b.c", "-n", "1", "--duration", "2"],
+            "--requests and --duration exclude each other",
+            "one of the two",
+        ),
+        (["bench", "a.b.c", "--rate", "0"], "--rate 0 cannot be used", "ingress bench --help"),
+        (["bench", "a.b.c", "--rate", "nan"], "--rate nan cannot be used", "ingress bench --help"),
+        (["bench", "a.b.c", "-c", "0"], "-c 0 cannot be used", "ingress bench --help"),
+        (["bench", "a.b.c", "--duration", "0"], "--duration 0 cannot be used", "ingress bench --help"),
+        (
+            ["bench", "a.b.c", "--arrivals", "poisson"],
+            "--arrivals needs --rate",
+            "--rate 100 --arrivals poisson",
+        ),
+        (
+            ["bench", "a.b.c", "--rate", "5", "--seed", "1"],
+            "--seed needs --arrivals poisson",
+            "--arrivals poisson --seed 1",
+        ),
+        (
+            ["bench", "a.b.c", "-c", "1000000000"],
+            "--concurrency 1000000000 cannot be had",
+            "a smaller --concurrency, or a higher ulimit -n",
+        ),
         (["decode", "no-such-file"], "no-such-file cannot be read", "a file, or - for standard input"),
         (
             ["ls", "--discovery", "mem"],

@@ -22,6 +22,7 @@ VERBS = {
     "ls": "List the workers that discovery knows.",
     "plugins": "List the shapes, engines, discoveries and planes that are installed.",
     "top": "Watch what workers do, live.",
+    "bench": "Put a live worker under load and tell what callers would see.",
     "doctor": "Check what a worker needs of its surroundings.",
     "decode": "Explain captured bytes, field by field.",
     "check": "Put an engine or a shape through what a cluster may do to it.",

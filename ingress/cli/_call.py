@@ -141,7 +141,7 @@ def call(
     async def run() -> None:
         with trio.move_on_after(timeout if timeout is not None else float("inf")) as scope:
             async with (
-                _cancelled_by_signal(forced),
+                cancelled_by_signal(forced),
                 open_client(discovery=opened, host=options.call_home, **secured) as client,
             ):
                 await _call(client, options, tally, discovery.describe(opened))
@@ -172,7 +172,7 @@ async def _call(client: Client, options: CallOptions, tally: Tally, place: str) 
     if options.wait:
         await client.wait_for_instances(options.endpoint, timeout=options.wait)
     if not client.instances(options.endpoint):
-        raise _nobody(client, options.endpoint, place)
+        raise nobody(client, options.endpoint, place, "call")
     tally.began = trio.current_time()
     try:
         async with _open(client, options) as responses:
@@ -212,7 +212,7 @@ async def _print_items(responses: ResponseStream | BidirectionalStream, options:
 
 
 @asynccontextmanager
-async def _cancelled_by_signal(forced: list[int]) -> AsyncIterator[None]:
+async def cancelled_by_signal(forced: list[int]) -> AsyncIterator[None]:
     """Cancel the block at the first SIGINT or SIGTERM, so that it leaves its stream in order; bounded."""
     failure: Exception | None = None
     # Taken until the block has been left: trio raises again what nobody took, and that would end the process.
@@ -239,13 +239,14 @@ async def _cancelled_by_signal(forced: list[int]) -> AsyncIterator[None]:
 # -- failing ----------------------------------------------------------------------------------------------------------
 
 
-def _nobody(client: Client, endpoint: str, place: str) -> CommandError:
+def nobody(client: Client, endpoint: str, place: str, verb: str) -> CommandError:
+    """Return the error for an endpoint that discovery does not know, with the next thing to type."""
     known = sorted({str(record.endpoint_id) for record in client.instances()})
     guess = nearest(endpoint, known)
     return CommandError(
         f"nobody serves {endpoint}",
         f"{place} knows {', '.join(known[:5]) if known else 'no worker'}",
-        f"ingress call {guess}" if guess else "ingress ls, --wait 10 for a worker on its way, or another --file-kv",
+        f"ingress {verb} {guess}" if guess else "ingress ls, --wait 10 for a worker on its way, or another --file-kv",
     )
 
 

@@ -107,7 +107,7 @@ class ResponseStream:
             event = await self._next_event()
         if isinstance(event, PrologueReceived) and event.prologue.error is not None:
             self._is_over = self._is_refused = True
-            raise _prologue_failure(event.prologue)
+            raise prologue_failure(event.prologue)
 
     @property
     def has_dialled_in(self) -> bool:
@@ -253,7 +253,7 @@ class _AnnotatedItems:
         return await self._next_item()
 
 
-def _prologue_failure(prologue: Prologue) -> IngressError:
+def prologue_failure(prologue: Prologue) -> IngressError:
     """Tell a refusal of this request from an instance that cannot serve, as a 1.6.1 caller does."""
     typed = prologue.typed_error
     if typed is not None and typed.error_class not in _INSTANCE_CLASSES:

@@ -1,24 +1,30 @@
 """Our worker and its peers under the same load, side by side: `python -m tests.bench`.
 
 Each row runs against one worker after the other, several rounds in turn; a cell is the median of the rounds. CPU is the
-worker process's own, as the kernel counts it. `--quick` takes about a minute, `--rows` and `--peers` choose.
+worker process's own, as the kernel counts it. `--quick` takes about a minute, `--rows` and `--peers` choose. Where
+INGRESS_WRITE_DOCS is set, the table of docs/benchmarks.md is written anew; `--from bench.json` measures nothing and
+tells what an earlier run measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import trio
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .report import machine, machine_line, table, verdicts
+from ingress.cli._machine import machine_facts, machine_line
+
+from . import page
+from .files import allow_many_files
+from .report import markdown_table, markdown_targets, markdown_verdicts, read_medians, table, verdicts
 from .rows import DYNAMO, FLOOR, GROWTH, GRPC, OURS, ROWS, SSE, Figures, Row, measure, measure_growth
 from .workers import RunningWorker, is_available, open_worker
 
@@ -37,6 +43,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--json", type=Path, default=Path("bench.json"), help="where the figures go (default: %(default)s)"
     )
+    parser.add_argument("--targets", action="store_true", help="write the targets into docs/benchmarks.md, and no more")
+    parser.add_argument("--from", dest="source", type=Path, metavar="JSON", help="tell what an earlier run measured")
     return parser.parse_args()
 
 
@@ -83,30 +91,24 @@ class Bench:
         return await measure(row, workers[name], is_quick=self._is_quick)
 
 
-def main() -> int:
-    arguments = parse_arguments()
-    _allow_many_files()
+def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run the rows that are asked for, and return the document of what came of them."""
+    allow_many_files()
     wanted = [WORKERS[key] for key in arguments.peers or WORKERS]
     names = [name for name in wanted if is_available(name)]
-    rows = [row for row in ROWS if arguments.rows is None or row.key in arguments.rows]
-    repeats = arguments.repeats or (1 if arguments.quick else 3)
-    bench, facts = Bench(rows, names, repeats, is_quick=arguments.quick), machine()
-    screen = Console(width=None if sys.stdout.isatty() else 160)
     for name in wanted:
         if name not in names:
             print(
                 f"{name} is not installed and left out: python tests/interop/peers/install.py 1.6.1 bench",
                 file=sys.stderr,
             )
+    rows = [row for row in ROWS if arguments.rows is None or row.key in arguments.rows]
+    repeats = arguments.repeats or (1 if arguments.quick else 3)
+    bench, facts = Bench(rows, names, repeats, is_quick=arguments.quick), machine_facts()
     columns = (TextColumn("{task.description:54}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         trio.run(bench.run, progress)
-    screen.print(machine_line(facts), soft_wrap=True, highlight=False)
-    screen.print(table(bench.medians, names))
-    judged = verdicts(bench.medians)
-    for verdict in judged:
-        screen.print(str(verdict), soft_wrap=True, highlight=False, style="" if verdict.is_met else "bold red")
-    document = {
+    return {
         "schema": SCHEMA,
         "machine": facts,
         "quick": arguments.quick,
@@ -114,18 +116,38 @@ def main() -> int:
         "medians": {row.key: by_name for row, by_name in bench.medians.items()},
         "targets": [
             {"row": each.row, "target": each.what, "reached": each.reached, "wanted": each.wanted, "met": each.is_met}
-            for each in judged
+            for each in verdicts(bench.medians)
         ],
     }
+
+
+def show(document: dict[str, Any]) -> None:
+    """Print the table, and write it into the page where that is asked for."""
+    medians, line = read_medians(document, ROWS), machine_line(document["machine"])
+    names = [name for name in WORKERS.values() if any(name in measured for measured in medians.values())]
+    judged = verdicts(medians)
+    screen = Console(width=None if sys.stdout.isatty() else 160)
+    screen.print(line, soft_wrap=True, highlight=False)
+    screen.print(table(medians, names))
+    for verdict in judged:
+        screen.print(str(verdict), soft_wrap=True, highlight=False, style="" if verdict.is_met else "bold red")
+    if page.is_to_be_written():
+        page.write("targets", markdown_targets(ROWS))
+        page.write("peers", f"{line}\n\n{markdown_table(medians, names)}\n{markdown_verdicts(judged)}")
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    if arguments.targets:
+        page.write("targets", markdown_targets(ROWS))
+        return 0
+    if arguments.source is not None:
+        show(json.loads(arguments.source.read_text(encoding="utf-8")))
+        return 0
+    document = measure_all(arguments)
     arguments.json.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    show(document)
     return 0
-
-
-def _allow_many_files() -> None:
-    """A thousand streams are a thousand files, in the workers too, which inherit the limit."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 8192 if hard == resource.RLIM_INFINITY else min(8192, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 if __name__ == "__main__":

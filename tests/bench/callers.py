@@ -6,10 +6,11 @@ same: next to nothing.
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -35,10 +36,10 @@ _SUBJECT = re.compile(rb'"subject":"([^"]+)"')
 
 
 class DynamoCaller:
-    """One request connection and one call-home listener."""
+    """One request connection and one call-home listener; the paths of a worker are called in turn."""
 
-    def __init__(self, path: str, connection: trio.SocketStream, port: int) -> None:
-        self._path = path
+    def __init__(self, paths: Sequence[str], connection: trio.SocketStream, port: int) -> None:
+        self._paths = itertools.cycle(paths)
         self._connection = connection
         self._sending = trio.Lock()
         self._port = port
@@ -67,7 +68,7 @@ class DynamoCaller:
         send, receive = trio.open_memory_channel[trio.SocketStream](1)
         self._waiting[subject.encode()] = send
         async with self._sending:
-            await self._connection.send_all(encode_request_frame(self._path, {}, payload))
+            await self._connection.send_all(encode_request_frame(next(self._paths), {}, payload))
         return await receive.receive()
 
     async def read_acks(self) -> None:
@@ -86,13 +87,15 @@ class DynamoCaller:
 
 
 @asynccontextmanager
-async def open_dynamo_caller(record: InstanceRecord) -> AsyncIterator[DynamoCaller]:
-    """Connect to a worker and listen for its dial-backs."""
-    address, path = record.tcp_target
+async def open_dynamo_caller(*records: InstanceRecord) -> AsyncIterator[DynamoCaller]:
+    """Connect to a worker and listen for its dial-backs; its records differ in their endpoints only."""
+    address, _ = records[0].tcp_target
     host, _, port = address.rpartition(":")
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1", backlog=BACKLOG)
     async with listener, await trio.open_tcp_stream(host, int(port)) as connection, trio.open_nursery() as nursery:
-        caller = DynamoCaller(path, connection, listener.socket.getsockname()[1])
+        caller = DynamoCaller(
+            [record.tcp_target[1] for record in records], connection, listener.socket.getsockname()[1]
+        )
 
         async def accept() -> None:
             while True:

@@ -1,48 +1,17 @@
-"""The machine, the table, and which targets are met."""
+"""The table of the workers side by side, for eyes and for the page, and which targets are met."""
 
 from __future__ import annotations
 
-import os
-import platform
-import re
-from collections.abc import Mapping
-from importlib.metadata import version
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from attrs import frozen
 from rich.table import Table
 
-from .rows import HIGHER_IS_BETTER, OURS, Figures, Row
+from .rows import HIGHER_IS_BETTER, OURS, Figures, Row, Target
 
 Measured = Mapping[str, Figures]
 """The medians of one row, by worker."""
-
-
-def machine() -> dict[str, object]:
-    """Return what a reader needs to know of the machine, taken before the load."""
-    found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    return {
-        "cpu": found[1] if found else platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in ("ingress-dispatch", "trio", "msgspec")},
-        "load_average": round(os.getloadavg()[0], 2),
-    }
-
-
-def machine_line(facts: Mapping[str, object]) -> str:
-    """The same as one line."""
-    packages = facts["packages"]
-    assert isinstance(packages, dict)
-    return " · ".join(
-        (
-            f"{facts['cpu']}, {facts['cores']} cores",
-            f"python {facts['python']}",
-            *(f"{name} {number}" for name, number in packages.items()),
-            f"load average at the start {facts['load_average']}",
-        )
-    )
 
 
 def ratio(figure: str, ours: float, theirs: float) -> float:
@@ -64,6 +33,44 @@ def table(rows: Mapping[Row, Measured], names: list[str]) -> Table:
             cells = [_cell(figure, name, measured) for name in names]
             drawn.add_row(row.name if i == 0 else "", figure, *cells, end_section=i == len(row.figures) - 1)
     return drawn
+
+
+def markdown_table(rows: Mapping[Row, Measured], names: Sequence[str]) -> str:
+    """Return the same table for docs/benchmarks.md."""
+    lines = [f"| load | figure | {' | '.join(names)} |", "| --- | --- |" + " ---: |" * len(names)]
+    for row, measured in rows.items():
+        for i, figure in enumerate(row.figures):
+            cells = [row.name if i == 0 else "", figure, *(_cell(figure, name, measured) for name in names)]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines).replace("|  |", "| |") + "\n"
+
+
+def markdown_targets(rows: Iterable[Row]) -> str:
+    """Return what each row is to reach, for docs/benchmarks.md."""
+    lines = ["| load | what is measured | target |", "| --- | --- | --- |"]
+    for row in rows:
+        wanted = "; ".join(_wanted(target) for target in row.targets)
+        lines.append(f"| {row.name} | {', '.join(row.figures)} | {wanted} |")
+    return "\n".join(lines) + "\n"
+
+
+def _wanted(target: Target) -> str:
+    if target.against is None:
+        return f"{target.figure} at most {target.factor:g}"
+    if target.factor < 1:
+        return f"{target.figure} at most {1 / target.factor:g}× that of the {target.against}"
+    return f"{target.figure} at least {target.factor:g}× better than {target.against}"
+
+
+def read_medians(document: Mapping[str, Any], rows: Iterable[Row]) -> dict[Row, dict[str, Figures]]:
+    """Return the medians of a ``bench.json``, of the rows and figures that there still are."""
+    found = {}
+    for row in rows:
+        by_name: Mapping[str, Figures] = document["medians"].get(row.key, {})
+        whole = {name: dict(each) for name, each in by_name.items() if each.keys() >= set(row.figures)}
+        if whole:
+            found[row] = whole
+    return found
 
 
 def _cell(figure: str, name: str, measured: Measured) -> str:
@@ -99,12 +106,17 @@ def verdicts(rows: Mapping[Row, Measured]) -> list[Verdict]:
                 continue
             ours = measured[OURS][target.figure]
             if target.against is None:
-                what = f"{target.figure} at most {target.factor:g}"
-                judged.append(Verdict(row.name, what, ours, target.factor, ours <= target.factor))
+                judged.append(Verdict(row.name, _wanted(target), ours, target.factor, ours <= target.factor))
                 continue
             reached = ratio(target.figure, ours, measured[target.against][target.figure])
-            what = f"{target.figure} at least {target.factor:g}× better than {target.against}"
-            if target.factor < 1:
-                what = f"{target.figure} at most {1 / target.factor:g}× that of the {target.against}"
-            judged.append(Verdict(row.name, what, reached, target.factor, reached >= target.factor))
+            judged.append(Verdict(row.name, _wanted(target), reached, target.factor, reached >= target.factor))
     return judged
+
+
+def markdown_verdicts(judged: Sequence[Verdict]) -> str:
+    """Return how many targets are met, and those that are not, for docs/benchmarks.md."""
+    missed = [each for each in judged if not each.is_met]
+    lines = [f"{len(judged) - len(missed)} of {len(judged)} targets are met{'; missed:' if missed else '.'}"]
+    if missed:
+        lines += ["", *(f"- {each.row}: {each.what}; reached {each.reached:.3g}" for each in missed)]
+    return "\n".join(lines) + "\n"

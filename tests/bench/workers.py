@@ -28,6 +28,7 @@ ENDPOINT = EndpointId("demo", "backend", "generate")
 START_TIMEOUT = 30.0
 
 _TARGETS = {
+    "growing": ["tests.bench.growing:grow"],
     "ours": ["tests.bench.engine:bench"],
     "bridge": ["--asyncio", "tests/interop/peers/dynamo_engines.py:bench"],
     "bridge without uvloop": ["tests.bench.bridged:plain"],
@@ -63,10 +64,12 @@ def is_available(name: str) -> bool:
     return name != "Dynamo 1.6.1" or peers.is_installed("1.6.1")
 
 
-def command_of(name: str) -> list[str]:
+def command_of(name: str, endpoints: int = 1) -> list[str]:
     if name in _TARGETS:
-        options = ["--endpoint", str(ENDPOINT), "--codec", "json"]
-        return [sys.executable, "-m", "ingress", "serve", *_TARGETS[name], *options]
+        names = [str(ENDPOINT), *(f"demo.backend.e{number}" for number in range(1, endpoints))]
+        targets = [*_TARGETS[name], *_TARGETS[name][-1:] * (endpoints - 1)]
+        options = [word for each in names for word in ("--endpoint", each)]
+        return [sys.executable, "-m", "ingress", "serve", *targets, *options, "--codec", "json"]
     if name in _SCRIPTS:
         return [str(peers.python(peers.BENCH)), str(Path(__file__).parent / "peers" / _SCRIPTS[name])]
     if name == "floor":
@@ -75,18 +78,24 @@ def command_of(name: str) -> list[str]:
 
 
 @asynccontextmanager
-async def open_worker(name: str) -> AsyncIterator[RunningWorker]:
-    """Start a worker with its defaults and wait until it can be called."""
+async def open_worker(name: str, *, endpoints: int = 1) -> AsyncIterator[RunningWorker]:
+    """Start a worker with its defaults and wait until it can be called.
+
+    Args:
+        endpoints: how many it serves, all by the same engine; only ours serves more than one, and callers call each in
+            turn.
+    """
     with tempfile.TemporaryDirectory() as directory, tempfile.TemporaryFile() as output:
         environment = peers.environment("1.6.1", directory, DYN_LOG="info", DYN_REQUEST_PLANE_CODEC="json")
         process = await trio.lowlevel.open_process(
-            command_of(name), env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            command_of(name, endpoints), env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
         try:
             with trio.fail_after(START_TIMEOUT):
-                caller = await (_find_port if name in _SCRIPTS else _find_record)(
-                    name, Path(directory), output.fileno()
-                )
+                if name in _SCRIPTS:
+                    caller = await _find_port(name, output.fileno())
+                else:
+                    caller = await _find_records(Path(directory), endpoints)
             yield RunningWorker(name, process.pid, caller)
         except BaseException:
             sys.stderr.buffer.write(os.pread(output.fileno(), 10_000, max(0, os.fstat(output.fileno()).st_size - 2000)))
@@ -98,14 +107,15 @@ async def open_worker(name: str) -> AsyncIterator[RunningWorker]:
                 await process.wait()
 
 
-async def _find_record(name: str, directory: Path, output: int) -> OpenCaller:
+async def _find_records(directory: Path, endpoints: int) -> OpenCaller:
     async with FileDiscovery(directory).open_view() as view:
-        while not view.instances(ENDPOINT):
+        while not view.instances(ENDPOINT) or len(view.instances()) < endpoints:
             await trio.sleep(0.05)
-        return partial(open_dynamo_caller, view.instances(ENDPOINT)[0])
+        records = view.instances() if endpoints > 1 else view.instances(ENDPOINT)
+        return partial(open_dynamo_caller, *records)
 
 
-async def _find_port(name: str, directory: Path, output: int) -> OpenCaller:
+async def _find_port(name: str, output: int) -> OpenCaller:
     while (found := re.search(rb"^port (\d+)$", os.pread(output, 10_000, 0), re.MULTILINE)) is None:
         await trio.sleep(0.05)
     return partial(_CALLERS[name], int(found[1]))
