@@ -32,6 +32,8 @@ class LineWriter(logging.Handler):
 
     def __init__(self, stream: IO[str] | None, *, capacity: int = QUEUE_LINES) -> None:
         super().__init__()
+        self.takes_plain_text = False
+        """True where its lines have the form of :func:`ingress._logging.plain_line`; set by who set its formatter."""
         self._stream = stream
         self._capacity = capacity
         self._lines: deque[str] = deque()

@@ -113,6 +113,7 @@ def set_up_logging(
         is_colored = color == "always" or (color == "auto" and _is_colorful(environ, stream))
         is_local = is_true(environ.get("DYN_LOG_USE_LOCAL_TZ", ""))
         writer.setFormatter(TextFormatter(is_colored=is_colored, is_local_time=is_local))
+        writer.takes_plain_text = not (is_colored or is_local)
     root = logging.getLogger()
     for handler in root.handlers:
         if isinstance(handler, LineWriter):
@@ -198,11 +199,6 @@ class TextFormatter(logging.Formatter):
         super().__init__()
         self._is_colored = is_colored
         self._is_local_time = is_local_time
-
-    @property
-    def is_plain(self) -> bool:
-        """True where :func:`plain_line` looks the same."""
-        return not (self._is_colored or self._is_local_time)
 
     def format(self, record: logging.LogRecord) -> str:
         level = _level_of(record)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 
 from ._log_writer import LineWriter
-from ._logging import TextFormatter, log_fields, plain_line, shown
+from ._logging import log_fields, plain_line, shown
 
 _NAME = "ingress.request"
 _logger = logging.getLogger(_NAME)
+_PATH = (_logger, logging.getLogger("ingress"))  # whose handlers see its records, besides the root's
 
 
 class RequestLog:
@@ -73,13 +74,10 @@ class RequestLog:
 
 def _only_writer() -> LineWriter | None:
     """Return the writer, where the lines reach nothing else and are plain text on it."""
-    logger: logging.Logger | None = _logger
-    while logger is not None and logger.parent is not None:
-        if logger.handlers or logger.filters or not logger.propagate:
-            return None
-        logger = logger.parent
-    handlers = logging.root.handlers
-    if len(handlers) != 1 or type(writer := handlers[0]) is not LineWriter:
+    if len(logging.root.handlers) != 1 or _logger.filters:
         return None
-    formatter = writer.formatter
-    return writer if isinstance(formatter, TextFormatter) and formatter.is_plain else None
+    for logger in _PATH:
+        if logger.handlers or not logger.propagate:
+            return None
+    writer = logging.root.handlers[0]
+    return writer if type(writer) is LineWriter and writer.takes_plain_text else None

@@ -8,7 +8,7 @@ from ingress.abc import Dialer, IngressDispatch, ParsedRequest
 from ingress.bodies import decode_body
 from ingress.errors import InvalidMessage
 from ingress.wire.messages import RequestControlMessage
-from ingress.wire.two_part import MessageKind, decode_two_part, header_of_start, kind_of
+from ingress.wire.two_part import MessageKind, body_of, decode_two_part, header_of, header_of_start, kind_of
 
 
 class HeaderAndData(IngressDispatch[Any]):
@@ -24,8 +24,9 @@ class HeaderAndData(IngressDispatch[Any]):
         return kind_of(payload) is MessageKind.HEADER_AND_DATA
 
     def read_control(self, payload: bytes) -> RequestControlMessage:
-        frame = decode_two_part(payload, verify_checksum=self._verify_checksum)
-        return RequestControlMessage.decode(frame.header)
+        if self._verify_checksum:
+            decode_two_part(payload, verify_checksum=True)
+        return RequestControlMessage.decode(header_of(payload))
 
     def read_control_of_start(self, start: bytes) -> RequestControlMessage | None:
         header = header_of_start(start)
@@ -34,7 +35,7 @@ class HeaderAndData(IngressDispatch[Any]):
     async def parse_and_build_request(
         self, payload: bytes, control: RequestControlMessage, dialer: Dialer
     ) -> ParsedRequest[Any]:
-        frame = decode_two_part(payload)
-        if not frame.body:
+        body = body_of(payload)
+        if not body:
             raise InvalidMessage("expected a request body, got none")
-        return ParsedRequest(await decode_body(control.codec_name, frame.body), control)
+        return ParsedRequest(await decode_body(control.codec_name, body), control)

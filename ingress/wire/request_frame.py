@@ -148,25 +148,26 @@ class RequestFrameDecoder:
         if self._failure is not None:
             raise self._failure
         buffer = self._buffer
+        received = len(buffer)
         # 1. The path's length, which alone can condemn the frame.
-        if len(buffer) < _U16.size:
+        if received < _U16.size:
             return None
         path_end = _U16.size + _U16.unpack_from(buffer)[0]
-        if path_end - _U16.size > MAX_PATH_LENGTH:
+        if path_end > _U16.size + MAX_PATH_LENGTH:
             text = f"endpoint path of {path_end - _U16.size} bytes exceeds {MAX_PATH_LENGTH} bytes"
             raise self._fail(InvalidMessage(text))
         # 2. The headers' length.
-        if len(buffer) < path_end + _U16.size:
-            return None
         headers_start = path_end + _U16.size
+        if received < headers_start:
+            return None
         headers_end = headers_start + _U16.unpack_from(buffer, path_end)[0]
         payload_start = headers_end + _U32.size
-        self._check_size(payload_start)
-        # 3. The payload's length, checked before a byte of it is waited for.
-        if len(buffer) < payload_start:
+        if payload_start > self._max_frame_size or received < payload_start:
+            self._check_size(payload_start)
             return None
+        # 3. The payload's length, checked before a byte of it is waited for.
         size: int = payload_start + _U32.unpack_from(buffer, headers_end)[0]
-        if self._max_frame_size >= size > len(buffer):
+        if self._max_frame_size >= size > received:
             self._announced_size = size
             return None
         with memoryview(buffer) as view:  # one copy a part; a slice of the bytearray would be a second one
@@ -177,7 +178,7 @@ class RequestFrameDecoder:
             )
         if size > self._max_frame_size:
             self._oversized = frame
-        self._check_size(size)
+            self._check_size(size)
         del buffer[:size]
         self._frames += 1
         self._announced_size = 0

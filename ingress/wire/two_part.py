@@ -79,19 +79,35 @@ def decode_two_part(payload: bytes, *, verify_checksum: bool = False) -> TwoPart
     Raises:
         InvalidMessage: the payload is shorter than its lengths say, or the checksum is wrong and verified.
     """
-    if len(payload) < PREFIX.size:
-        raise InvalidMessage(f"two-part frame needs {PREFIX.size} bytes of prefix, got {len(payload)}")
-    header_len, body_len, checksum = PREFIX.unpack_from(payload)
-    end = PREFIX.size + header_len + body_len
-    if end > len(payload):
-        raise InvalidMessage(
-            f"two-part frame announces {header_len} + {body_len} bytes, payload holds {len(payload) - PREFIX.size}"
-        )
-    split = PREFIX.size + header_len
+    split, end, checksum = _bounds(payload)
     message = TwoPartMessage(payload[PREFIX.size : split], payload[split:end])
     if verify_checksum:
         _verify(message, checksum)
     return message
+
+
+def header_of(payload: bytes) -> bytes:
+    """Return the header of a payload that holds one whole frame, without a copy of its body; raises InvalidMessage."""
+    return payload[PREFIX.size : _bounds(payload)[0]]
+
+
+def body_of(payload: bytes) -> bytes:
+    """Return the body of a payload that holds one whole frame; raises InvalidMessage."""
+    split, end, _ = _bounds(payload)
+    return payload[split:end]
+
+
+def _bounds(payload: bytes) -> tuple[int, int, int]:
+    if len(payload) < PREFIX.size:
+        raise InvalidMessage(f"two-part frame needs {PREFIX.size} bytes of prefix, got {len(payload)}")
+    header_len, body_len, checksum = PREFIX.unpack_from(payload)
+    split = PREFIX.size + header_len
+    end = split + body_len
+    if end > len(payload):
+        raise InvalidMessage(
+            f"two-part frame announces {header_len} + {body_len} bytes, payload holds {len(payload) - PREFIX.size}"
+        )
+    return split, end, checksum
 
 
 def header_of_start(start: bytes) -> bytes | None:
