@@ -17,7 +17,7 @@ from attrs import frozen
 ROOT = Path(__file__).parent.parent
 
 TABLE: tuple[tuple[str, ...], ...] = (
-    ("errors", "_version"),
+    ("errors", "_checks", "_version"),
     ("_bucket_counts", "_log_repeats", "_log_writer", "_memory_watermark", "_network", "_tallies", "_text", "wire"),
     ("handover",),
     ("_logging", "_threads", "_tracing", "abc", "bodies", "_collectors", "_failures"),

@@ -100,6 +100,7 @@ class Wiretap(TcpNetwork):
     """Keeps what the connecting end of every connection sends."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.heard: list[bytearray] = []
 
     async def connect(self, host: str, port: int) -> Any:
