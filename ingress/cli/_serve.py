@@ -18,6 +18,7 @@ from .._worker import Worker
 from ..abc import Discovery
 from ..errors import IngressError
 from ..tls import TlsOptions
+from ._deadline_options import DEFAULT_DEADLINES, DeadlineOptions
 from ._drain import show_drain
 from ._errors import EXIT_FAILED, EXIT_STARTUP, CommandError, usage
 from ._logging import wants_json
@@ -40,6 +41,7 @@ def serve(
     endpoint: Annotated[list[str] | None, Parameter(negative=())] = None,
     asyncio: Annotated[bool, Parameter(negative=())] = False,
     worker: WorkerOptions = DEFAULT_WORKER,
+    deadlines: DeadlineOptions = DEFAULT_DEADLINES,
     status: StatusFlags = DEFAULT_STATUS,
     security: SecurityOptions = DEFAULT_SECURITY,
     traces: TraceFlags = DEFAULT_TRACES,
@@ -72,6 +74,7 @@ def serve(
         "tls": security.tls(),
         "token_keys": security.token_keys(),
         **worker.keywords(served),
+        **deadlines.keywords(),
     }
     _warn_of_open_doors(worker, status, options["tls"], has_tokens=options["token_keys"] is not None)
     # Outside the event loop: the last spans hold up nothing but the end of the process, and that not for long.
