@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import trio
 
+from ._descriptors import raise_descriptor_limit
 from ._task_tree import dump_tasks_on_signal
 from ._text import printable
 from ._worker import CLOSING_TIME, EngineLike, Worker
@@ -85,12 +86,15 @@ def run(
 ) -> None:
     """Serve until SIGTERM or SIGINT, drain, and return; a second signal ends at once.
 
+    The process is taken to be the worker's: its soft limit of open files is raised.
+
     Takes what :func:`make_worker` takes. Leaves by ``SystemExit`` with 4 when the drain budget cut requests short, and
     with 130 or 143 after a second signal.
 
     Raises:
         StartupError: the worker cannot start.
     """
+    raise_descriptor_limit()
     exit_code = trio.run(_run, engine, endpoint, on_started, options)
     if exit_code != EXIT_CLEAN:
         sys.exit(exit_code)

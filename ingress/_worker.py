@@ -30,6 +30,7 @@ from ._handler import GOODBYE_TIMEOUT, PushHandler
 from ._legacy import LegacyTeller
 from ._memory_watermark import DEFAULT_MEMORY_WATERMARK, MemoryWatermark, find_memory_limit
 from ._network import DEFAULT_USER_TIMEOUT, TcpNetwork
+from ._open_doors import warn_of_open_doors
 from ._plugins import load_discovery, load_plane, load_shapes
 from ._pump import DEFAULT_WRITE_STALL_TIMEOUT
 from ._response import StreamLimits
@@ -186,9 +187,8 @@ class Worker:
         self._plane = plane
         self._tallies = plane.tallies if isinstance(plane, TcpRequestPlane) else Tallies()
         self._own_addresses: list[tuple[str, int]] = []
-        dial_guard = DialGuard(
-            DialPolicy() if dial_policy is None else dial_policy, self._own_addresses, tallies=self._tallies
-        )
+        self._dial_policy = DialPolicy() if dial_policy is None else dial_policy
+        dial_guard = DialGuard(self._dial_policy, self._own_addresses, tallies=self._tallies)
         self._streams = DialledStreams()
         self._drain_requested = trio.Event()
         self.closing = trio.Event()
@@ -312,6 +312,7 @@ class Worker:
                 self._start_request = request_nursery.start_soon
                 await plane_nursery.start(self._plane.serve, self._receive)
                 self._own_addresses.extend(self._plane.own_addresses)
+                self._warn_of_open_doors()
                 async with trio.open_nursery() as record_nursery:
                     records = [*self.records(), *self.models.records(self.instance_id)]
                     await record_nursery.start(self._discovery.serve_records, records)
@@ -330,6 +331,15 @@ class Worker:
             with trio.CancelScope(deadline=self.phase_ends_at):
                 await self._streams.wait_idle()
             plane_nursery.cancel_scope.cancel()
+
+    def _warn_of_open_doors(self) -> None:
+        warn_of_open_doors(
+            [host for host, _ in self._plane.own_addresses],
+            tls=None if self.tls is None else self.tls.options,
+            has_tokens=self._token_guard is not None,
+            dial_policy=self._dial_policy.name,
+            status_host=None if self.status.address is None else self.status.address[0],
+        )
 
     async def _drain(self) -> None:
         # 2. Linger: callers that chose this worker before it was withdrawn are still served.
