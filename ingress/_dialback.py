@@ -29,6 +29,9 @@ _log = RateLimitedLogger(logger)
 
 DEFAULT_CONNECT_TIMEOUT = 5.0
 
+# What the caller has to take our handshake on a request stream, on which nothing else is written.
+DEFAULT_HANDSHAKE_TIMEOUT = 5.0
+
 # Released workers wait as long for the caller to close first (docs/wire.md §4).
 DEFAULT_CLOSE_WAIT = 10.0
 
@@ -54,6 +57,7 @@ class DialBack:
         peer_host: str | None,
         *,
         connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
+        handshake_timeout: float = DEFAULT_HANDSHAKE_TIMEOUT,
         close_wait: float = DEFAULT_CLOSE_WAIT,
         max_frame_size: int = DEFAULT_MAX_MESSAGE_SIZE,
     ) -> None:
@@ -69,6 +73,7 @@ class DialBack:
         self._guard = guard
         self._peer_host = peer_host
         self._connect_timeout = connect_timeout
+        self._handshake_timeout = handshake_timeout
         self._close_wait = close_wait
         self._open: list[trio.abc.Stream] = []
         self._caller: _Caller | None = None
@@ -113,7 +118,7 @@ class DialBack:
         connection = await self._connect(address)
         handshake = encode_two_part(CallHomeHandshake(info.subject, "request").encode())
         try:
-            with trio.fail_after(self._connect_timeout):
+            with trio.fail_after(self._handshake_timeout):
                 await connection.send_all(handshake)
         except (trio.TooSlowError, trio.BrokenResourceError) as exc:
             raise ResponseStreamError(f"request stream of {address.host}:{address.port} took no handshake") from exc

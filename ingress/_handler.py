@@ -17,14 +17,14 @@ from attrs import evolve, field, frozen
 from ._admission import Admission, Slot
 from ._context import Ending, OpenRequests, RequestContext
 from ._dial_guard import DialGuard, DialTarget
-from ._dialback import DEFAULT_CLOSE_WAIT, DEFAULT_CONNECT_TIMEOUT, DialBack
+from ._dialback import DialBack
 from ._dialled import DialledStreams
 from ._engine import as_async_generator, close_engine
 from ._failures import describe_failure, error_event_of, is_cancellation
 from ._logging import TRACE, request_scope
-from ._pump import DEFAULT_WRITE_STALL_TIMEOUT, pump_response_stream
+from ._pump import pump_response_stream
 from ._request_log import RequestLog
-from ._response import Response
+from ._response import DEFAULT_STREAM_LIMITS, Response, StreamLimits
 from ._text import RateLimitedLogger, printable
 from ._token import TOKEN_HEADER, TokenGuard
 from ._tracing import EndpointTracer, RequestEnd, RequestStart, end_span, start_span
@@ -125,9 +125,7 @@ class PushHandler:
         open_requests: OpenRequests | None = None,
         tracer: EndpointTracer | None = None,
         token_guard: TokenGuard | None = None,
-        connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
-        write_stall_timeout: float = DEFAULT_WRITE_STALL_TIMEOUT,
-        close_wait: float = DEFAULT_CLOSE_WAIT,
+        limits: StreamLimits = DEFAULT_STREAM_LIMITS,
         max_frame_size: int = DEFAULT_MAX_MESSAGE_SIZE,
         stop_grace: float = 0.0,
         cleanup_timeout: float = DEFAULT_CLEANUP_TIMEOUT,
@@ -146,9 +144,7 @@ class PushHandler:
         self._streams = streams
         self._admission = admission
         self._dial_guard = dial_guard
-        self._connect_timeout = connect_timeout
-        self._write_stall_timeout = write_stall_timeout
-        self._close_wait = close_wait
+        self._limits = limits
         self._max_frame_size = max_frame_size
         self._stop_grace = stop_grace
         self._cleanup_timeout = cleanup_timeout
@@ -253,8 +249,9 @@ class PushHandler:
             context,
             self._dial_guard,
             admitted.push.peer_host,
-            connect_timeout=self._connect_timeout,
-            close_wait=self._close_wait,
+            connect_timeout=self._limits.connect_timeout,
+            handshake_timeout=self._limits.handshake_timeout,
+            close_wait=self._limits.close_wait,
             max_frame_size=self._max_frame_size,
         ) as dial_back:
             response = Response(
@@ -263,7 +260,7 @@ class PushHandler:
                 admitted.control,
                 admitted.info,
                 admitted.address,
-                self._write_stall_timeout,
+                self._limits.write_stall_timeout,
                 self.metrics,
             )
             with self.metrics.request_in_flight(len(admitted.push.payload)) as guard:
@@ -357,7 +354,14 @@ class PushHandler:
                 finally:
                     response.send_prologue()
                     self.metrics.observe_first_response(trio.current_time() - guard.started)
-                await pump_response_stream(chunks, response.sender, response.writer, response.progress, self._notify)
+                await pump_response_stream(
+                    chunks,
+                    response.sender,
+                    response.writer,
+                    response.progress,
+                    self._notify,
+                    self._limits.max_response_chunk,
+                )
             except BaseException as exc:
                 failure = exc
             if chunks is not None and chunks.ag_frame is not None:

@@ -12,8 +12,7 @@ from ._context import RequestContext
 from ._dial_guard import DialGuard, DialTarget
 from ._dialback import DialBack
 from ._dialled import DialledStreams
-from ._pump import DEFAULT_WRITE_STALL_TIMEOUT
-from ._response import Response
+from ._response import DEFAULT_STREAM_LIMITS, Response, StreamLimits
 from ._text import printable
 from .abc import IngressDispatch, Network, Push
 from .errors import IngressError, PublishError, ResponseStreamError
@@ -47,11 +46,13 @@ class LegacyTeller:
         streams: DialledStreams,
         shapes: Sequence[IngressDispatch[Any]],
         dial_guard: DialGuard,
+        limits: StreamLimits = DEFAULT_STREAM_LIMITS,
     ) -> None:
         self._network = network
         self._streams = streams
         self._shapes = shapes
         self._dial_guard = dial_guard
+        self._limits = limits
         self._pending = 0
 
     def plan(self, push: Push, error: IngressError) -> LegacyRefusal | None:
@@ -74,7 +75,13 @@ class LegacyTeller:
         context = RequestContext(request_id=refusal.control.id, endpoint=_ENDPOINT_OF_NOBODY, metadata={}, headers={})
         try:
             async with DialBack(
-                self._network, self._streams, context, self._dial_guard, refusal.peer_host
+                self._network,
+                self._streams,
+                context,
+                self._dial_guard,
+                refusal.peer_host,
+                connect_timeout=self._limits.connect_timeout,
+                close_wait=self._limits.close_wait,
             ) as dial_back:
                 response = Response(
                     dial_back,
@@ -82,7 +89,7 @@ class LegacyTeller:
                     refusal.control,
                     refusal.info,
                     refusal.address,
-                    DEFAULT_WRITE_STALL_TIMEOUT,
+                    self._limits.write_stall_timeout,
                 )
                 with context.scope:
                     try:

@@ -20,8 +20,9 @@ from .errors import StartupError
 # A silent peer on a dead link is noticed after 60 + 4 * 15 seconds.
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 60, 15, 4
 
-# Unacknowledged bytes on a dead link are given up after this long; at least the write-stall limit.
-USER_TIMEOUT_MS = 60_000
+# Unacknowledged bytes on a dead link are given up after this long. The kernel counts a peer that reads nothing as one,
+# so that it must not be less than any write-stall limit.
+DEFAULT_USER_TIMEOUT = 60.0
 
 DEFAULT_BACKLOG = 4096
 DEFAULT_READ_SIZE = 64 * 1024
@@ -148,8 +149,9 @@ class TcpStream(trio.abc.HalfCloseableStream):
 class TcpListener(trio.abc.Listener[trio.abc.Stream]):
     """A listening TCP socket whose connections are :class:`TcpStream`."""
 
-    def __init__(self, raw: socket.socket) -> None:
+    def __init__(self, raw: socket.socket, *, user_timeout: float = DEFAULT_USER_TIMEOUT) -> None:
         raw.setblocking(False)
+        self._user_timeout = user_timeout
         self._socket = trio.socket.from_stdlib_socket(raw)
 
     @property
@@ -167,7 +169,7 @@ class TcpListener(trio.abc.Listener[trio.abc.Stream]):
             raise
         # trio's socket is only the courier of the accepted descriptor: TcpStream wants the plain one.
         raw = socket.socket(fileno=connection.detach())
-        _set_keepalive(raw)
+        _set_keepalive(raw, self._user_timeout)
         return TcpStream(raw)
 
     async def aclose(self) -> None:
@@ -197,7 +199,15 @@ class TcpConnect:
 
 
 class TcpNetwork:
-    """The real network; see :class:`ingress.abc.Network`. Stateless."""
+    """The real network; see :class:`ingress.abc.Network`.
+
+    Args:
+        user_timeout: seconds after which bytes that a peer does not acknowledge end its connection, where the system
+            can; it needs to be as much as the longest that a peer may take no byte.
+    """
+
+    def __init__(self, *, user_timeout: float = DEFAULT_USER_TIMEOUT) -> None:
+        self._user_timeout = user_timeout
 
     async def open_listener(self, host: str, port: int) -> TcpListener:
         try:
@@ -214,7 +224,7 @@ class TcpNetwork:
         except OSError as exc:
             raw.close()
             raise StartupError(f"cannot listen on {host}:{port}: {exc.strerror or exc}") from exc
-        return TcpListener(raw)
+        return TcpListener(raw, user_timeout=self._user_timeout)
 
     async def connect(self, host: str, port: int) -> TcpStream:
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -227,7 +237,7 @@ class TcpNetwork:
         try:
             if raw.gettimeout() != 0:
                 raw.setblocking(False)
-            _set_keepalive(raw)
+            _set_keepalive(raw, self._user_timeout)
             code = raw.connect_ex((host, port))
             if code in _CONNECTING:
                 # On the same machine it has been accepted by now: asking again is cheaper than being woken.
@@ -266,20 +276,14 @@ async def close_now(stream: trio.abc.Stream) -> None:
             await trio.aclose_forcefully(stream)
 
 
-_KEEPALIVE = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-if sys.platform == "linux":
-    _KEEPALIVE += [
-        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT),
-        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS),
-    ]
-
-
-def _set_keepalive(raw: socket.socket) -> None:
+def _set_keepalive(raw: socket.socket, user_timeout: float) -> None:
     with contextlib.suppress(OSError):  # an option the system lacks is no reason to refuse a connection
-        for level, option, value in _KEEPALIVE:
-            raw.setsockopt(level, option, value)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if sys.platform == "linux":
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(user_timeout * 1000))
 
 
 def routable_host() -> str:

@@ -18,17 +18,22 @@ import trio
 from prometheus_client import CollectorRegistry
 
 from ._admission import DEFAULT_ENGINE_REQUEST_LIMIT, DEFAULT_REQUEST_QUEUE_LIMIT, Admission
+from ._checks import check_deadline, check_seconds
 from ._context import OpenRequests
 from ._dial_guard import DialGuard
 from ._dial_policy import DialPolicy
+from ._dialback import DEFAULT_CLOSE_WAIT, DEFAULT_CONNECT_TIMEOUT, DEFAULT_HANDSHAKE_TIMEOUT
 from ._dialled import DialledStreams
 from ._engine import make_engine
 from ._failures import refusal_text
 from ._handler import GOODBYE_TIMEOUT, PushHandler
 from ._legacy import LegacyTeller
 from ._memory_watermark import DEFAULT_MEMORY_WATERMARK, MemoryWatermark, find_memory_limit
-from ._network import TcpNetwork
+from ._network import DEFAULT_USER_TIMEOUT, TcpNetwork
+from ._open_doors import warn_of_open_doors
 from ._plugins import load_discovery, load_plane, load_shapes
+from ._pump import DEFAULT_WRITE_STALL_TIMEOUT
+from ._response import StreamLimits
 from ._tallies import Tallies
 from ._text import RateLimitedLogger, printable
 from ._token import TokenGuard, TokenKeys
@@ -38,10 +43,10 @@ from .abc import AdmissionPolicy, Discovery, Engine, IngressDispatch, Network, P
 from .errors import IngressError, StartupError, Unavailable
 from .metrics import WorkerMetrics
 from .models import ModelLike, ModelSet
-from .planes.tcp import DEFAULT_FRAME_TIMEOUT, DEFAULT_HOST, TcpRequestPlane
+from .planes.tcp import DEFAULT_ACK_WRITE_TIMEOUT, DEFAULT_FRAME_TIMEOUT, DEFAULT_HOST, TcpRequestPlane
 from .status import DRAINING, STARTING, StatusOptions, WorkerStatus
 from .tls import TlsContexts, TlsNetwork, TlsOptions
-from .wire.codec import codec_named
+from .wire.codec import DEFAULT_MAX_RESPONSE_CHUNK, codec_named
 from .wire.records import EndpointId, InstanceRecord
 from .wire.request_frame import DEFAULT_MAX_FRAME_SIZE
 
@@ -100,7 +105,13 @@ class Worker:
         max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
         max_connections: int | None = None,
         frame_timeout: float = DEFAULT_FRAME_TIMEOUT,
-        idle_timeout: float = math.inf,
+        idle_timeout: float | None = None,
+        ack_write_timeout: float = DEFAULT_ACK_WRITE_TIMEOUT,
+        connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
+        handshake_timeout: float = DEFAULT_HANDSHAKE_TIMEOUT,
+        write_stall_timeout: float = DEFAULT_WRITE_STALL_TIMEOUT,
+        close_wait: float = DEFAULT_CLOSE_WAIT,
+        max_response_chunk: int = DEFAULT_MAX_RESPONSE_CHUNK,
         engine_request_limit: int = DEFAULT_ENGINE_REQUEST_LIMIT,
         request_queue_limit: int = DEFAULT_REQUEST_QUEUE_LIMIT,
         queue_deadline: float | None = None,
@@ -127,6 +138,8 @@ class Worker:
         self.cancelled_by_drain = 0
         """Requests that the drain budget cut short; the command's exit code 4 tells of them."""
         self.codec = codec_named(codec).name
+        for name, seconds in (("stop_grace", stop_grace), ("linger", linger), ("drain_budget", drain_budget)):
+            check_seconds(name, seconds)
         self.linger = linger
         self.drain_budget = drain_budget
         self.admission = Admission(
@@ -139,13 +152,19 @@ class Worker:
         )
         self.open_requests = OpenRequests()
         self._discovery = load_discovery(discovery) if isinstance(discovery, str) else discovery
-        self._network = TcpNetwork() if network is None else network
+        stream_limits = StreamLimits(
+            connect_timeout, handshake_timeout, write_stall_timeout, close_wait, max_response_chunk
+        )
+        if network is None:
+            check_deadline("ack_write_timeout", ack_write_timeout)
+            longest = max(DEFAULT_USER_TIMEOUT, write_stall_timeout, ack_write_timeout)
+            network = TcpNetwork(user_timeout=longest)
+        self._network = network
         self.tls = None if tls is None else TlsContexts(tls)
         """The certificates in use; None without TLS."""
         if self.tls is not None:
             self._network = TlsNetwork(self._network, self.tls)
-        token_guard = None if token_keys is None else TokenGuard(token_keys)
-        self._wants_tokens = token_guard is not None
+        self._token_guard = token_guard = None if token_keys is None else TokenGuard(token_keys)
         self._shapes = list(load_shapes() if shapes is None else shapes)
         self.plane = plane if isinstance(plane, str) else type(plane).__name__
         """The request plane's name."""
@@ -161,15 +180,15 @@ class Worker:
                     max_connections,
                     frame_timeout,
                     idle_timeout,
+                    ack_write_timeout,
                     os.environ,
                 ),
             )
         self._plane = plane
         self._tallies = plane.tallies if isinstance(plane, TcpRequestPlane) else Tallies()
         self._own_addresses: list[tuple[str, int]] = []
-        dial_guard = DialGuard(
-            DialPolicy() if dial_policy is None else dial_policy, self._own_addresses, tallies=self._tallies
-        )
+        self._dial_policy = DialPolicy() if dial_policy is None else dial_policy
+        dial_guard = DialGuard(self._dial_policy, self._own_addresses, tallies=self._tallies)
         self._streams = DialledStreams()
         self._drain_requested = trio.Event()
         self.closing = trio.Event()
@@ -201,6 +220,7 @@ class Worker:
                 open_requests=self.open_requests,
                 dial_guard=dial_guard,
                 token_guard=token_guard,
+                limits=stream_limits,
                 max_frame_size=max_frame_size,
                 stop_grace=stop_grace,
                 tracer=None if tracer is None else tracer.endpoint(endpoint_id, self.instance_id),
@@ -219,7 +239,7 @@ class Worker:
         for endpoint_id, notify in self.status.notifiers().items():
             self.handlers[endpoint_id].set_health_notifier(notify)
         self._by_path = {self._path(endpoint_id): handler for endpoint_id, handler in self.handlers.items()}
-        self._legacy = LegacyTeller(self._network, self._streams, self._shapes, dial_guard)
+        self._legacy = LegacyTeller(self._network, self._streams, self._shapes, dial_guard, stream_limits)
 
     @property
     def endpoints(self) -> Collection[EndpointId]:
@@ -253,6 +273,13 @@ class Worker:
         """Ask for the orderly end; returns at once, :meth:`serve` returns when it is over."""
         self._drain_requested.set()
 
+    def reload(self) -> None:
+        """Read certificates and token keys again, as happens by itself when their files change. Raises nothing."""
+        if self.tls is not None:
+            self.tls.reload()
+        if self._token_guard is not None:
+            self._token_guard.keyring.reload()
+
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until :meth:`drain` has been asked for and done, or until cancelled.
 
@@ -285,6 +312,7 @@ class Worker:
                 self._start_request = request_nursery.start_soon
                 await plane_nursery.start(self._plane.serve, self._receive)
                 self._own_addresses.extend(self._plane.own_addresses)
+                self._warn_of_open_doors()
                 async with trio.open_nursery() as record_nursery:
                     records = [*self.records(), *self.models.records(self.instance_id)]
                     await record_nursery.start(self._discovery.serve_records, records)
@@ -303,6 +331,15 @@ class Worker:
             with trio.CancelScope(deadline=self.phase_ends_at):
                 await self._streams.wait_idle()
             plane_nursery.cancel_scope.cancel()
+
+    def _warn_of_open_doors(self) -> None:
+        warn_of_open_doors(
+            [host for host, _ in self._plane.own_addresses],
+            tls=None if self.tls is None else self.tls.options,
+            has_tokens=self._token_guard is not None,
+            dial_policy=self._dial_policy.name,
+            status_host=None if self.status.address is None else self.status.address[0],
+        )
 
     async def _drain(self) -> None:
         # 2. Linger: callers that chose this worker before it was withdrawn are still served.
@@ -379,7 +416,7 @@ class Worker:
         text = refusal_text(error)
         # While closing there is no time left to tell anybody anything; and where tokens are wanted, nobody is dialled
         # without one.
-        may_tell = self.phase is not Phase.CLOSING and not self._wants_tokens
+        may_tell = self.phase is not Phase.CLOSING and self._token_guard is None
         if may_tell and (told := self._legacy.plan(push, error)) is not None:
             self._start_request(self._legacy.tell, told, text)
             return ""

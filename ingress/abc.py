@@ -13,7 +13,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import trio
 from attrs import field, frozen
+from attrs.validators import optional
 
+from ._checks import a_count, a_deadline
 from .errors import MessageTooLarge
 from .wire.messages import RequestControlMessage, StreamAddress
 from .wire.records import DiscoveryRecord, EndpointId, InstanceRecord
@@ -314,7 +316,11 @@ class RequestPlane(ABC):
 
 @frozen
 class PlaneOptions:
-    """What a worker tells the maker of a request plane, which takes from it what concerns it."""
+    """What a worker tells the maker of a request plane, which takes from it what concerns it.
+
+    Raises:
+        ValueError: a value can be no limit.
+    """
 
     network: Network = field(repr=False)
     host: str
@@ -324,17 +330,20 @@ class PlaneOptions:
     advertise: str | None
     """Host, or host:port, that callers are told; None where the plane shall find out."""
 
-    max_frame_size: int
+    max_frame_size: int = field(validator=a_count)
     """Bytes of the largest request."""
 
-    max_connections: int | None
+    max_connections: int | None = field(validator=optional(a_count))
     """None where the plane shall find out."""
 
-    frame_timeout: float
+    frame_timeout: float = field(validator=a_deadline)
     """Seconds from a request's first byte to its last, beside what its size needs."""
 
-    idle_timeout: float
-    """Seconds a connection may rest between two requests."""
+    idle_timeout: float | None = field(validator=optional(a_deadline))
+    """Seconds a connection may rest between two requests; None for ever."""
+
+    ack_write_timeout: float = field(validator=a_deadline)
+    """Seconds for a caller to take the acks of its requests."""
 
     environ: Mapping[str, str] = field(repr=False)
     """The process's environment, for whatever else it needs."""

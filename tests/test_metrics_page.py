@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx2
 import trio
+from attrs import evolve
 from prometheus_client.parser import text_string_to_metric_families
 
 from ingress import Worker, serving
@@ -83,7 +84,7 @@ class Served:
         await self.connection.ask(self.caller.payload("x", nobody))
         # A minute is what a caller that does not read is given.
         for handler in self.worker.handlers.values():
-            handler._write_stall_timeout = 0.3
+            handler._limits = evolve(handler._limits, write_stall_timeout=0.3)
         await self.caller.call(self.connection, "flood")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import ingress
@@ -21,6 +23,7 @@ from ingress.errors import StartupError, StreamIncomplete, Unavailable
 from ingress.testing import MemoryNetwork
 from ingress.testing._pipes import pipes
 from ingress.tls import TlsContexts, TlsNetwork, TlsOptions, TlsStream
+from ingress.tls._network import HANDSHAKES_A_PASS, _PacedStream
 from ingress.wire.request_frame import encode_request_frame
 
 from .certificates import Authority
@@ -100,6 +103,7 @@ class Wiretap(TcpNetwork):
     """Keeps what the connecting end of every connection sends."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.heard: list[bytearray] = []
 
     async def connect(self, host: str, port: int) -> Any:
@@ -299,6 +303,47 @@ async def test_a_stalled_handshake_is_closed_in_time_and_holds_up_nobody(
         assert trio.current_time() - began == pytest.approx(10.0, abs=0.1)
         assert refused(worker) == 1
         assert await call(client) == [0, 1, 2]
+
+
+async def test_peers_that_stall_in_their_handshake_keep_nobody_from_theirs(
+    authority: Authority, autojump_clock: MockClock
+) -> None:
+    tls = authority.options()
+    network = MemoryNetwork()
+    async with serve_and_call(tls, tls, network) as (worker, client):
+        host, _, port = worker.address.rpartition(":")
+        for _ in range(3 * HANDSHAKES_A_PASS):
+            await (await network.connect(host, int(port))).send_all(b"\x16\x03\x01")
+        await wait_all_tasks_blocked()
+        assert await call(client) == [0, 1, 2]
+        assert trio.current_time() < 1
+
+
+async def test_of_handshakes_that_come_together_a_few_compute_in_one_pass_of_the_loop() -> None:
+    """So that other streams get their turns in between; what is received is computed with at once."""
+    turns = trio.CapacityLimiter(3)
+    passes = 0
+    received_in: list[int] = []
+
+    class Passes(trio.abc.Instrument):
+        def before_io_wait(self, timeout: float) -> None:
+            nonlocal passes
+            passes += 1
+
+    async def receive(stream: trio.abc.ReceiveStream) -> None:
+        assert await stream.receive_some() == b"hello"
+        received_in.append(passes)
+
+    pairs = [trio.testing.memory_stream_pair() for _ in range(20)]
+    for theirs, _ in pairs:
+        await theirs.send_all(b"hello")
+    trio.lowlevel.add_instrument(watched := Passes())
+    async with trio.open_nursery() as nursery:
+        for _, ours in pairs:
+            nursery.start_soon(receive, _PacedStream(ours, turns))
+    trio.lowlevel.remove_instrument(watched)
+    assert len(received_in) == 20
+    assert max(Counter(received_in).values()) <= 3
 
 
 async def test_a_listener_that_stalls_costs_a_dial_back_its_connect_timeout(
@@ -534,13 +579,13 @@ def test_files_that_cannot_be_used_are_told_at_start(authority: Authority, tmp_p
             TlsContexts(authority.options("server", **change))
 
 
-def test_at_least_tls_1_2_and_no_renegotiation(authority: Authority) -> None:
+async def test_at_least_tls_1_2_and_no_renegotiation(authority: Authority) -> None:
     contexts = TlsContexts(authority.options(mutual=True))
-    for context in (contexts._server, contexts._client):
+    for context in (contexts.server(), contexts.client()):
         assert context.minimum_version is ssl.TLSVersion.TLSv1_2
         assert context.options & ssl.OP_NO_RENEGOTIATION
         assert context.verify_mode is ssl.CERT_REQUIRED
-    assert contexts._client.check_hostname
+    assert contexts.client().check_hostname
 
 
 async def until(is_so: Callable[[], bool]) -> None:

@@ -10,7 +10,8 @@ from cyclopts import App, CycloptsError
 
 from .._version import __version__
 from ..errors import StartupError
-from ._errors import EXIT_CLEAN, EXIT_FAILED, CommandError, print_error, startup_error, usage, usage_error
+from ._env_file import read_env_file
+from ._errors import EXIT_CLEAN, EXIT_FAILED, CommandError, print_error, startup_error, usage_error
 from ._screen import make_console
 
 EXIT_INTERRUPTED = 130
@@ -23,6 +24,7 @@ VERBS = {
     "plugins": "List the shapes, engines, discoveries and planes that are installed.",
     "top": "Watch what workers do, live.",
     "bench": "Put a live worker under load and tell what callers would see.",
+    "settings": "Show what a worker would be started with, and where each value comes from.",
     "doctor": "Check what a worker needs of its surroundings.",
     "decode": "Explain captured bytes, field by field.",
     "check": "Put an engine or a shape through what a cluster may do to it.",
@@ -53,7 +55,7 @@ def run_command_line(arguments: Sequence[str]) -> int:
             stream.reconfigure(errors="replace")  # our screens use a few characters that an ASCII terminal lacks
     try:
         if (env_file := _value_of("--env-file", arguments)) is not None:
-            _read_env_file(env_file)
+            read_env_file(env_file)
         result = make_app()(
             arguments,
             console=make_console(sys.stdout, color),
@@ -96,23 +98,3 @@ def _value_of(option: str, arguments: Sequence[str]) -> str | None:
         if flag.startswith(f"{option}="):
             return flag.removeprefix(f"{option}=")
     return None
-
-
-def _read_env_file(path: str) -> None:
-    """Take over the variables that are not set yet.
-
-    Raises:
-        CommandError: the file cannot be read.
-    """
-    import os
-
-    from dotenv import dotenv_values
-
-    try:
-        with open(path, encoding="utf-8") as file:  # noqa: PTH123 - pathlib costs 5 ms at the start of every command
-            values = dotenv_values(stream=file, interpolate=False)
-    except (OSError, UnicodeDecodeError) as exc:
-        raise usage(f"--env-file {path} cannot be read", str(exc), "lines of NAME=VALUE") from exc
-    for name, value in values.items():
-        if value is not None:
-            os.environ.setdefault(name, value)

@@ -8,6 +8,7 @@ import re
 import sys
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 
+from .._descriptors import reachable_descriptors
 from ._findings import Finding, fail, ok, warn
 from ._plugins import find_plugins
 from ._targets import OWN_DISTRIBUTION
@@ -101,23 +102,18 @@ def check_clock() -> list[Finding]:
 
 
 def check_descriptors(engine_request_limit: int) -> list[Finding]:
-    """Hold the process's limit of open files against what a full worker needs."""
+    """Hold the limit of open files that a worker can give itself against what it needs when it is full."""
     topic = "descriptors"
-    try:
-        import resource
-    except ImportError:
-        return [ok(topic, "this system sets no limit that could be read")]
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = engine_request_limit * _DESCRIPTORS_A_REQUEST + _OTHER_DESCRIPTORS
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        limit = "no limit" if soft == resource.RLIM_INFINITY else f"a limit of {soft}"
-        return [ok(topic, f"{limit}; {engine_request_limit} requests at once need up to {needed}")]
-    text = f"a limit of {soft}; {engine_request_limit} requests at once need up to {needed}"
-    fitting = (soft - _OTHER_DESCRIPTORS) // _DESCRIPTORS_A_REQUEST
+    limit = reachable_descriptors()
+    shown = "no limit" if limit is None else f"a limit of {limit}"
+    text = f"{shown}; {engine_request_limit} requests at once need up to {needed}"
+    if limit is None or limit >= needed:
+        return [ok(topic, text)]
+    fitting = (limit - _OTHER_DESCRIPTORS) // _DESCRIPTORS_A_REQUEST
     if fitting < 1:
-        return [fail(topic, text, f"ulimit -n {needed}, or LimitNOFILE={needed} in its unit")]
-    raised = f"ulimit -n {needed}" if hard == resource.RLIM_INFINITY or hard >= needed else f"LimitNOFILE={needed}"
-    return [warn(topic, text, f"{raised}, or --engine-request-limit {fitting}")]
+        return [fail(topic, text, f"LimitNOFILE={needed} in its unit")]
+    return [warn(topic, text, f"LimitNOFILE={needed} in its unit, or --engine-request-limit {fitting}")]
 
 
 def check_plugins() -> list[Finding]:

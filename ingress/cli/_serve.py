@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import ipaddress
 import logging
 import os
 from collections.abc import Sequence
@@ -13,11 +12,12 @@ from typing import Annotated
 import trio
 from cyclopts import Parameter
 
+from .._descriptors import raise_descriptor_limit
 from .._serve import make_worker, serve_until_signalled
 from .._worker import Worker
 from ..abc import Discovery
 from ..errors import IngressError
-from ..tls import TlsOptions
+from ._deadline_options import DEFAULT_DEADLINES, DeadlineOptions
 from ._drain import show_drain
 from ._errors import EXIT_FAILED, EXIT_STARTUP, CommandError, usage
 from ._logging import wants_json
@@ -40,6 +40,7 @@ def serve(
     endpoint: Annotated[list[str] | None, Parameter(negative=())] = None,
     asyncio: Annotated[bool, Parameter(negative=())] = False,
     worker: WorkerOptions = DEFAULT_WORKER,
+    deadlines: DeadlineOptions = DEFAULT_DEADLINES,
     status: StatusFlags = DEFAULT_STATUS,
     security: SecurityOptions = DEFAULT_SECURITY,
     traces: TraceFlags = DEFAULT_TRACES,
@@ -61,6 +62,7 @@ def serve(
         The targets are asyncio handlers, as written for Dynamo: async def generate(request, context).
     """
     log_writer = output.set_up_logging(logging.INFO)
+    raise_descriptor_limit()
     endpoints = pair_endpoints(targets, endpoint or [], worker.namespace)
     found = resolve_asyncio_targets(targets) if asyncio else [resolve_target(text) for text in targets]
     served = dict(zip(endpoints, found, strict=True))
@@ -72,8 +74,8 @@ def serve(
         "tls": security.tls(),
         "token_keys": security.token_keys(),
         **worker.keywords(served),
+        **deadlines.keywords(),
     }
-    _warn_of_open_doors(worker, status, options["tls"], has_tokens=options["token_keys"] is not None)
     # Outside the event loop: the last spans hold up nothing but the end of the process, and that not for long.
     with traces.tracer() as tracer:
         made = make_worker({name: target.engine for name, target in served.items()}, tracer=tracer, **options)
@@ -143,31 +145,6 @@ def pair_endpoints(targets: Sequence[str], endpoints: Sequence[str], namespace: 
     if len(set(names)) < len(names):
         raise usage("an endpoint is given twice", ", ".join(names), "a name of its own for each target")
     return names
-
-
-def _warn_of_open_doors(
-    options: WorkerOptions, status: StatusFlags, tls: TlsOptions | None, *, has_tokens: bool
-) -> None:
-    is_open = not has_tokens and (tls is None or not tls.is_mutual)
-    doors = [
-        *(["whoever reaches the port can send requests"] if is_open else []),
-        *(["nothing is encrypted"] if tls is None else []),
-    ]
-    if doors and not _is_loopback(options.host):
-        logger.warning("listening on %s: %s", options.host, ", and ".join(doors))
-    if tls is not None and tls.insecure:
-        logger.warning("insecure TLS: certificates of the callers' listeners are not checked")
-    if status.status_port >= 0 and not _is_loopback(status.status_host):
-        logger.warning("status server on %s: whoever reaches the port reads metrics and health", status.status_host)
-    if options.dial_policy == "any":
-        logger.warning("dial policy any: whoever sends a request chooses where this worker connects to")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _show_card(

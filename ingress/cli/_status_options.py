@@ -15,7 +15,7 @@ from ._options import check_endpoint
 from ._payloads import read_request
 from ._worker_options import check_seconds
 
-STATUS = Group("Status", sort_key=4)
+STATUS = Group("Status", sort_key=5)
 
 _DEFAULT = StatusOptions()
 

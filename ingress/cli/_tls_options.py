@@ -14,7 +14,7 @@ from .._token import TokenKeys
 from ..tls import DEFAULT_HANDSHAKE_TIMEOUT, PREFIX, TlsOptions
 from ._errors import usage
 
-SECURITY = Group("Security", sort_key=4)
+SECURITY = Group("Security", sort_key=5)
 
 # The keys themselves; never a flag, for command lines are seen by everybody on the machine.
 TOKEN_KEYS_VARIABLE = "INGRESS_TOKEN_KEYS"  # noqa: S105 - the name of a variable

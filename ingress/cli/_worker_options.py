@@ -17,13 +17,14 @@ from .._dial_policy import DialPolicy
 from .._memory_watermark import DEFAULT_MEMORY_WATERMARK
 from .._worker import DEFAULT_DRAIN_BUDGET, DEFAULT_LINGER, DEFAULT_PLANE
 from ..planes.tcp import DEFAULT_HOST
+from ..wire.codec import DEFAULT_MAX_RESPONSE_CHUNK
 from ..wire.request_frame import DEFAULT_MAX_FRAME_SIZE
 from ._errors import usage
 from ._options import DEFAULT_NAMESPACE, Namespace, named_in, parse_pairs
 
 NETWORK = Group("Network", sort_key=1)
 LIMITS = Group("Limits", sort_key=2)
-ENDING = Group("Ending", sort_key=3)
+ENDING = Group("Ending", sort_key=4)
 
 # What 4 bytes of length can announce (docs/wire.md §1).
 _LARGEST_FRAME = 2**32 - 1
@@ -141,10 +142,10 @@ class WorkerOptions:
         _number("INGRESS_MAX_INFLIGHT_PER_PEER", "Requests of one address, running and in line together.", least=1),
     ] = None
     memory_watermark: Annotated[
-        int,
+        int | None,
         _number(
             "INGRESS_MEMORY_WATERMARK",
-            "Percent of the control group's memory limit above which requests are refused.",
+            "Percent of the control group's memory limit above which requests are refused; none: never.",
             least=1,
             most=100,
         ),
@@ -152,6 +153,17 @@ class WorkerOptions:
     max_message_size: Annotated[
         int, _number("DYN_TCP_MAX_MESSAGE_SIZE", "Bytes of the largest request.", least=1, most=_LARGEST_FRAME)
     ] = DEFAULT_MAX_FRAME_SIZE
+    max_response_chunk: Annotated[
+        int, _number("INGRESS_MAX_RESPONSE_CHUNK", "Bytes of the largest chunk of an answer.", least=1)
+    ] = DEFAULT_MAX_RESPONSE_CHUNK
+    max_connections: Annotated[
+        int | None,
+        _number(
+            "INGRESS_MAX_CONNECTIONS",
+            "Request connections at a time; if not set, what the limit of open files leaves room for, 8192 at most.",
+            least=1,
+        ),
+    ] = None
     stop_grace: Annotated[float, _seconds("INGRESS_STOP_GRACE", "Seconds a stopped engine has for its last words.")] = (
         0.0
     )
@@ -185,11 +197,13 @@ class WorkerOptions:
             "advertise": self.advertise,
             "codec": self.codec,
             "max_frame_size": self.max_message_size,
+            "max_response_chunk": self.max_response_chunk,
+            "max_connections": self.max_connections,
             "engine_request_limit": self.engine_request_limit,
             "request_queue_limit": self.request_queue_limit,
             "queue_deadline": self.queue_deadline,
             "max_inflight_per_peer": self.max_inflight_per_peer,
-            "memory_watermark": self.memory_watermark / 100,
+            "memory_watermark": None if self.memory_watermark is None else self.memory_watermark / 100,
             "dial_policy": DialPolicy(self.dial_policy, self.dial_allow or (), self.dial_deny or ()),
             "stop_grace": self.stop_grace,
             "linger": self.grace,

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import errno
 import logging
-import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import trio
 
+from .._checks import check_count, check_deadline
 from .._network import close_now, join_host_port, routable_host
 from .._tallies import Tallies
 from .._text import RateLimitedLogger, printable
@@ -71,6 +71,7 @@ def tcp_request_plane(options: PlaneOptions) -> TcpRequestPlane:
         max_connections=options.max_connections,
         frame_timeout=options.frame_timeout,
         idle_timeout=options.idle_timeout,
+        ack_write_timeout=options.ack_write_timeout,
     )
 
 
@@ -87,7 +88,7 @@ class TcpRequestPlane(RequestPlane):
         max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
         max_connections: int | None = None,
         frame_timeout: float = DEFAULT_FRAME_TIMEOUT,
-        idle_timeout: float = math.inf,
+        idle_timeout: float | None = None,
         ack_write_timeout: float = DEFAULT_ACK_WRITE_TIMEOUT,
         tallies: Tallies | None = None,
     ) -> None:
@@ -97,9 +98,20 @@ class TcpRequestPlane(RequestPlane):
                 at most 8,192.
             frame_timeout: seconds for a frame, from its first byte, beside one for each 64 KiB that it announces.
             idle_timeout: seconds between two frames; callers pool their connections, so by default no limit.
+            ack_write_timeout: seconds for a caller to take its acks.
             advertise: host, or host:port, that callers are told; by default the bound one, and when bound to all
                 addresses the machine's first that is not loopback.
+
+        Raises:
+            ValueError: a value can be no limit.
         """
+        for name, count in (("max_frame_size", max_frame_size), ("max_connections", max_connections)):
+            if count is not None:
+                check_count(name, count)
+        check_deadline("frame_timeout", frame_timeout)
+        check_deadline("ack_write_timeout", ack_write_timeout)
+        if idle_timeout is not None:
+            check_deadline("idle_timeout", idle_timeout)
         self._network = network
         self._host = host
         self._port = port
@@ -227,7 +239,7 @@ class TcpRequestPlane(RequestPlane):
     ) -> bytes | bytearray:
         """Read until the frame that has begun is due; b"" then, as at the end of the stream."""
         if decoder.is_idle:
-            if self._idle_timeout == math.inf:
+            if self._idle_timeout is None:
                 return await stream.receive_some(_READ_SIZE)
             with trio.move_on_after(self._idle_timeout):
                 return await stream.receive_some(_READ_SIZE)

@@ -20,6 +20,37 @@ ALERT_TIMEOUT = 1.0
 GOODBYE_TIMEOUT = 0.1
 
 
+# Handshakes of peers that come to us which may compute in one pass of the event loop, 0.5 to 1 ms each: a thousand that
+# come together would hold up everybody's streams for a second.
+HANDSHAKES_A_PASS = 8
+
+
+class _PacedStream(trio.abc.Stream):
+    """A connection in its handshake: what it receives waits for a turn before OpenSSL gets it.
+
+    A turn is held for one pass of the event loop and never while waiting for the peer, so that who stalls has none.
+    """
+
+    def __init__(self, transport: trio.abc.Stream, turns: trio.CapacityLimiter) -> None:
+        self._transport = transport
+        self._turns = turns
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        data = await self._transport.receive_some(max_bytes)
+        async with self._turns:
+            await trio.lowlevel.checkpoint()
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._transport.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._transport.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+
+
 class TlsStream(trio.abc.Stream):
     """TLS over a connection; one task may send and one receive at a time.
 
@@ -37,10 +68,12 @@ class TlsStream(trio.abc.Stream):
         options: TlsOptions,
         *,
         server_hostname: str | None = None,
+        turns: trio.CapacityLimiter | None = None,
     ) -> None:
         """
         Args:
             server_hostname: whom the peer must prove to be, where we are the client; None makes us the server.
+            turns: what handshakes share that must not take a pass of the event loop for themselves.
         """
         self.transport = transport
         self._options = options
@@ -48,6 +81,7 @@ class TlsStream(trio.abc.Stream):
         self._tls: Any = trio.SSLStream(
             transport, context, server_hostname=server_hostname, server_side=self._is_server, https_compatible=False
         )
+        self._turns = turns
         self._is_ready = False
         self._sending = 0
 
@@ -64,7 +98,10 @@ class TlsStream(trio.abc.Stream):
         timeout = self._options.handshake_timeout
         with trio.move_on_after(timeout):
             try:
+                if self._turns is not None:
+                    self._tls.transport_stream = _PacedStream(self.transport, self._turns)
                 await self._tls.do_handshake()
+                self._tls.transport_stream = self.transport
             except trio.BrokenResourceError as exc:
                 if isinstance(exc.__cause__, ssl.SSLError):
                     await self._send_alert()
@@ -134,10 +171,11 @@ class TlsListener(trio.abc.Listener[trio.abc.Stream]):
     def __init__(self, listener: trio.abc.Listener[trio.abc.Stream], contexts: TlsContexts) -> None:
         self.listener = listener
         self._contexts = contexts
+        self._turns = trio.CapacityLimiter(HANDSHAKES_A_PASS)
 
     async def accept(self) -> TlsStream:
         transport = await self.listener.accept()
-        return TlsStream(transport, self._contexts.server(), self._contexts.options)
+        return TlsStream(transport, self._contexts.server(), self._contexts.options, turns=self._turns)
 
     async def aclose(self) -> None:
         await self.listener.aclose()

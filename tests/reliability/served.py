@@ -172,6 +172,10 @@ class Watch:
         The worker serves others, too.
         """
         await self.worker.assert_alive()
+        await self.assert_closed(growth=growth, within=within)
+
+    async def assert_closed(self, *, growth: int | None = None, within: float = PATIENCE) -> None:
+        """The same, without asking the worker to serve anybody."""
         deadline = trio.current_time() + within
         while left := await self._left(growth):
             assert trio.current_time() < deadline, left

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import trio
 
 from tests.reliability.table import PAGE, write
+from tests.soak.handshakes import handshake_figures
 from tests.soak.load import Figure, all_figures
 from tests.soak.villainy import run_villainy
 
@@ -26,7 +27,7 @@ async def measure(seconds: float, seed: int) -> list[Figure]:
     print(f"a villain beside good callers, {seconds:g} s …", flush=True)
     figures = await run_villainy(seconds, seed)
     print("load …", flush=True)
-    return [*figures, *await all_figures()]
+    return [*figures, *await all_figures(), *await handshake_figures()]
 
 
 def table(figures: Sequence[Figure], seconds: float) -> str:
