@@ -73,12 +73,21 @@ class Caller:
 
 @asynccontextmanager
 async def open_callers(worker: Worker, dice: random.Random, account: Account) -> AsyncIterator[list[Caller]]:
-    """Callers on two clients of ours, one a codec."""
+    """Callers on two clients of ours, one a codec.
+
+    As patient as they are themselves: after an ack that a busy machine delays for longer than five seconds, a client
+    would set the worker aside, and lose the requests of the next five.
+    """
     async with AsyncExitStack() as stack:
-        discovery = ingress.FileDiscovery(worker.directory / "kv")
-        clients = [
-            await stack.enter_async_context(ingress.open_client(discovery=discovery, codec=codec)) for codec in CODECS
-        ]
+        clients = []
+        for codec in CODECS:
+            opened = ingress.open_client(
+                discovery=ingress.FileDiscovery(worker.directory / "kv"),
+                codec=codec,
+                connect_timeout=PATIENCE,
+                ack_timeout=PATIENCE,
+            )
+            clients.append(await stack.enter_async_context(opened))
         for client, endpoint in itertools.product(clients, (UNARY, BIDIRECTIONAL)):
             await client.wait_for_instances(endpoint)
         yield [

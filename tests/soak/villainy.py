@@ -34,11 +34,13 @@ async def run_villainy(seconds: float, seed: int) -> list[Figure]:
         account, done, samples = await _attack(worker, seconds, seed)
         left = await _left_behind(worker, before)
         wrong = list(breaches(account.endings, read_ledger(worker.directory)))
+        stalls = await worker.sample("ingress_loop_stalls_total")
     counts = account.counts()
     print(f"  villain, seed {seed}: {_listed(done)}")
     print(f"  good: {_listed(account.kinds())}")
     print(f"  good: {_listed(Counter({outcome.value: count for outcome, count in counts.items()}))}")
     print(f"  memory, MiB: {' '.join(f'{used / MIB:.1f}' for used in _means(samples, seconds))}")
+    print(f"  the worker's loop stood still for a second or more: {stalls:.0f} times")
     for why in wrong[:20]:
         print(f"  WRONG {why}")
     return [
@@ -50,7 +52,7 @@ async def run_villainy(seconds: float, seed: int) -> list[Figure]:
         Figure(
             "memory growth a minute under the villain",
             slope(samples, seconds) * 60 / MIB,
-            1 if seconds >= LONG_RUN else 16,
+            1 if seconds >= LONG_RUN else 12,
             "MiB",
             is_guard=True,
         ),
