@@ -96,6 +96,26 @@ async def test_l02_l11_thousands_of_requests_by_64_callers_are_answered_and_leav
     await watch.assert_back(growth=32 * MIB)
 
 
+async def test_l11_large_bodies_leave_little_behind() -> None:
+    """With the C library's own settings it would be some 45 MiB."""
+    body = {"do": "measure", "list": list(range(900_000))}
+    with open_worker() as worker:
+        async with worker.open_caller() as caller:
+            await worker.tell(caller)
+            watch = Watch(worker)
+            for _ in range(5):
+                assert (await worker.tell(caller, body)).items == [900_000]
+        async with trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(_tell_alone, worker, body)
+        await watch.assert_back(growth=24 * MIB)
+
+
+async def _tell_alone(worker: Worker, body: object) -> None:
+    async with worker.open_caller() as caller:
+        assert (await worker.tell(caller, body)).is_whole
+
+
 async def test_streams_that_are_not_whole_are_lost(worker: Worker) -> None:
     result = await trio.to_thread.run_sync(
         lambda: take(worker.record, {"do": "raise"}, 3, chunks=2, connections=1, at_once=2)
