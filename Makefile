@@ -115,8 +115,8 @@ fuzz: $(DEV) ## attack every decoder, beginning with the captures, and drive the
 	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),120)
 
 .PHONY: soak
-soak: $(DEV) ## a villain beside good callers for ten minutes, then the figures under load; SECONDS=N
-	@$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),600)
+soak: $(DEV) ## a villain beside good callers for ten minutes, and load; writes the page, but not with SECONDS=N
+	@$(if $(SECONDS),,INGRESS_WRITE_DOCS=1 )$(BIN)/python -m tests.soak --seconds $(or $(SECONDS),600)
 
 # Tools that look at the dependencies and are none of them.
 $(TOOLS)/.installed: | $(BIN)/python

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import trio
 
 from ._descriptors import raise_descriptor_limit
+from ._process_memory import exempt_what_stays, give_back_large_blocks
 from ._task_tree import dump_tasks_on_signal
 from ._text import printable
 from ._worker import CLOSING_TIME, EngineLike, Worker
@@ -95,6 +96,7 @@ def run(
         StartupError: the worker cannot start.
     """
     raise_descriptor_limit()
+    give_back_large_blocks()
     exit_code = trio.run(_run, engine, endpoint, on_started, options)
     if exit_code != EXIT_CLEAN:
         sys.exit(exit_code)
@@ -106,7 +108,12 @@ async def _run(
     on_started: Callable[[Worker], None] | None,
     options: dict[str, Any],
 ) -> int:
-    return await serve_until_signalled(make_worker(engine, endpoint=endpoint, **options), on_started)
+    def started(worker: Worker) -> None:
+        exempt_what_stays()
+        if on_started is not None:
+            on_started(worker)
+
+    return await serve_until_signalled(make_worker(engine, endpoint=endpoint, **options), started)
 
 
 async def serve_until_signalled(

@@ -13,6 +13,7 @@ import trio
 from cyclopts import Parameter
 
 from .._descriptors import raise_descriptor_limit
+from .._process_memory import exempt_what_stays, give_back_large_blocks
 from .._serve import make_worker, serve_until_signalled
 from .._worker import Worker
 from ..abc import Discovery
@@ -102,6 +103,7 @@ def _run(
     def on_started(started: Worker) -> None:
         nonlocal is_started
         is_started = True
+        exempt_what_stays()
         if output.quiet or wants_json(os.environ):
             pages = f", status on {started.status.url}" if started.status.url else ""
             tls = f" ({_tls_of(started)[1:]})" if started.tls is not None else ""
@@ -110,6 +112,7 @@ def _run(
             with contextlib.suppress(BrokenPipeError):  # nobody to read it is no reason not to serve
                 _show_card(started, served, worker, discovery, opened, output)
 
+    give_back_large_blocks()
     try:
         return trio.run(functools.partial(serve_until_signalled, made, on_started, beside=show))
     except IngressError:

@@ -75,7 +75,11 @@ class LeanCaller:
                 metadata=self._metadata,
             )
             frame = request_frame(
-                target, control, body, max_message_size=client._max_message_size, token_keys=client._token_keys
+                target,
+                control,
+                body,
+                max_message_size=client._max_message_size,
+                token_keys=None if client._token_keyring is None else client._token_keyring.current(),
             )
             await client._connections.push(target.address, frame)
             dial_in = await appointment.kept()

@@ -198,9 +198,13 @@ def environment(directory: Path, **extra: str) -> dict[str, str]:
     return {**kept, "DYN_FILE_KV": str(directory / "kv"), "PYTHONPATH": str(Path(__file__).parents[2]), **extra}
 
 
+TARGETS = {"demo.backend.generate": "tests.reliability.engine:generate"}
+
+
 @contextmanager
 def open_worker(
     *flags: str,
+    targets: Mapping[str, str] = TARGETS,
     file_kv: Path | None = None,
     grace: float = 0.0,
     before: Sequence[str] = (),
@@ -210,6 +214,7 @@ def open_worker(
     """Serve while inside, with the settings that a newcomer has.
 
     Args:
+        targets: what to serve, by endpoint; the record is the first one's.
         file_kv: the directory of records; by default one of its own.
         grace: seconds of the linger.
         before: a command that the worker is the argument of.
@@ -219,7 +224,8 @@ def open_worker(
         directory = Path(scratch)
         file_kv = directory / "kv" if file_kv is None else file_kv
         known = set(file_kv.rglob("*"))
-        command = [*before, sys.executable, "-m", "ingress", "serve", "tests.reliability.engine:generate"]
+        command = [*before, sys.executable, "-m", "ingress", "serve", *targets.values()]
+        command += [word for endpoint in targets for word in ("--endpoint", endpoint)]
         command += ["--status-port", "0", "--grace", str(grace), "--file-kv", str(file_kv), *flags]
 
         def limit() -> None:
@@ -237,19 +243,22 @@ def open_worker(
                 preexec_fn=limit,
             )
         try:
-            yield _wait_started(process, directory, file_kv, known)
+            yield _wait_started(process, directory, file_kv, known, next(iter(targets)))
         finally:
             process.kill()
             process.wait()
 
 
-def _wait_started(process: subprocess.Popen[bytes], directory: Path, file_kv: Path, known: set[Path]) -> Worker:
+def _wait_started(
+    process: subprocess.Popen[bytes], directory: Path, file_kv: Path, known: set[Path], endpoint: str
+) -> Worker:
     deadline = time.monotonic() + PATIENCE
     while True:
         log = (directory / "log").read_text()
-        files = [path for path in file_kv.rglob("*") if path.is_file() and path not in known]
-        if files and (found := re.search(r"status on (http://[\d.:]+)", log)):
-            record = InstanceRecord.decode(files[0].read_bytes())
-            return Worker(process, directory, record, found[1])
+        if found := re.search(r"status on (http://[\d.:]+)", log):
+            files = [path for path in file_kv.rglob("*") if path.is_file() and path not in known]
+            for record in (InstanceRecord.decode(path.read_bytes()) for path in files):
+                if str(record.endpoint_id) == endpoint:
+                    return Worker(process, directory, record, found[1])
         assert process.poll() is None and time.monotonic() < deadline, log
         time.sleep(0.02)

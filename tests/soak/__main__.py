@@ -1,7 +1,7 @@
 """``python -m tests.soak [--seconds N] [--seed N]``: the figures of docs/reliability.md.
 
 Ends with 1 where something good was lost or something stayed behind; a figure of the machine's speed that is missed is
-only shown. With ``INGRESS_WRITE_DOCS=1`` the table is written to the page.
+only shown. With ``INGRESS_WRITE_DOCS=1``, as ``make soak`` has it, the table is written to the page.
 """
 
 from __future__ import annotations

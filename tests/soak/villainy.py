@@ -9,38 +9,50 @@ from collections.abc import Sequence
 
 import trio
 
-from tests.raw_caller import open_raw_caller
-from tests.reliability.served import NETWORK, PATIENCE, SPARE_DESCRIPTORS, Worker, open_worker
-from tests.soak.good import CALLERS, Account, call_on, open_clients
+from tests.reliability.served import PATIENCE, SPARE_DESCRIPTORS, Worker, open_worker
+from tests.soak.engine import TARGETS, read_ledger
+from tests.soak.good import open_callers
+from tests.soak.history import Account, Outcome, breaches
 from tests.soak.load import MIB, Figure
 from tests.soak.villain import VILLAINS, Villain
 
-# A process that is new still grows: what it grows by in so long is no leak.
-WARM_UP = 20.0
+Samples = Sequence[tuple[float, float]]
+"""Seconds since the start, and bytes in use."""
 
-# In a run of a minute nearly all growth is warm-up, and streams of callers that never read, which are given up after
-# one: there the figure is a guard against leaks that one cannot miss.
+# A process that is new still grows: what it grows by in so long is no leak.
+WARM_UP = 60.0
+
+# In a run of a minute nearly all growth is warm-up, and memory goes up and down by some MiB: there the figure is a
+# guard against leaks that one cannot miss.
 LONG_RUN = 300.0
 
 
 async def run_villainy(seconds: float, seed: int) -> list[Figure]:
     """Run both for so long; returns what was lost, and what stayed behind."""
-    with open_worker() as worker:
+    with open_worker(targets=TARGETS) as worker:
         before = worker.descriptors()
         account, done, samples = await _attack(worker, seconds, seed)
         left = await _left_behind(worker, before)
-        print(f"  villain, seed {seed}: " + ", ".join(f"{name} {count}" for name, count in sorted(done.items())))
-        print(f"  good: {account.complete} complete, {account.told} told, {account.left} left by their callers")
-        for why in account.lost[:20]:
-            print(f"  LOST {why}")
+        wrong = list(breaches(account.endings, read_ledger(worker.directory)))
+        stalls = await worker.sample("ingress_loop_stalls_total")
+    counts = account.counts()
+    print(f"  villain, seed {seed}: {_listed(done)}")
+    print(f"  good: {_listed(account.kinds())}")
+    print(f"  good: {_listed(Counter({outcome.value: count for outcome, count in counts.items()}))}")
+    print(f"  memory, MiB: {' '.join(f'{used / MIB:.1f}' for used in _means(samples, seconds))}")
+    print(f"  the worker's loop stood still for a second or more: {stalls:.0f} times")
+    for why in wrong[:20]:
+        print(f"  WRONG {why}")
     return [
-        Figure("good requests beside a villain", account.total, 1, at_least=True, is_guard=True),
-        Figure("good requests lost beside a villain", len(account.lost), 0, is_guard=True),
+        Figure("good requests beside a villain", counts.total(), 1, at_least=True, is_guard=True),
+        Figure("good requests lost beside a villain", counts[Outcome.LOST], 0, is_guard=True),
+        Figure("good requests refused beside a villain", counts[Outcome.REFUSED], 0, is_guard=True),
+        Figure("breaches in the history of good requests", len(wrong), 0, is_guard=True),
         Figure("attacks of the villain", done.total(), 1, at_least=True, is_guard=True),
         Figure(
             "memory growth a minute under the villain",
             slope(samples, seconds) * 60 / MIB,
-            1 if seconds >= LONG_RUN else 48,
+            1 if seconds >= LONG_RUN else 12,
             "MiB",
             is_guard=True,
         ),
@@ -49,21 +61,15 @@ async def run_villainy(seconds: float, seed: int) -> list[Figure]:
     ]
 
 
-async def _attack(worker: Worker, seconds: float, seed: int) -> tuple[Account, Counter[str], list[tuple[float, float]]]:
+async def _attack(worker: Worker, seconds: float, seed: int) -> tuple[Account, Counter[str], Samples]:
     dice = random.Random(seed)
     account, done, over = Account(), Counter[str](), trio.Event()
     samples: list[tuple[float, float]] = []
-    async with open_clients(worker.directory / "kv") as clients, trio.open_nursery() as nursery:
-
-        async def attack(own: random.Random) -> None:
-            async with open_raw_caller(NETWORK) as caller:
-                villain = Villain(worker, caller, own, done)
-                await villain.attack_until(over)
-
-        for number in range(CALLERS):
-            nursery.start_soon(call_on, clients[number % 2], random.Random(dice.random()), account, over)
+    async with open_callers(worker, dice, account) as callers, trio.open_nursery() as nursery:
+        for caller in callers:
+            nursery.start_soon(caller.call_until, over)
         for _ in range(VILLAINS):
-            nursery.start_soon(attack, random.Random(dice.random()))
+            nursery.start_soon(Villain(worker, random.Random(dice.random()), done).attack_until, over)
         started = trio.current_time()
         while (elapsed := trio.current_time() - started) < seconds:
             samples.append((elapsed, worker.memory()))
@@ -82,10 +88,23 @@ async def _left_behind(worker: Worker, before: int) -> dict[str, float]:
     return {"descriptors": descriptors, "in flight": await worker.in_flight()}
 
 
-def slope(samples: Sequence[tuple[float, float]], seconds: float) -> float:
+def slope(samples: Samples, seconds: float) -> float:
     """Bytes a second by least squares, without the warm-up; 0 where memory falls."""
     kept = [(at, used) for at, used in samples if at >= min(WARM_UP, seconds / 3)]
     if len(kept) < 3:
         return 0.0
     fit = statistics.linear_regression([at for at, _ in kept], [used for _, used in kept])
     return max(fit.slope, 0.0)
+
+
+def _means(samples: Samples, seconds: float, parts: int = 12) -> Sequence[float]:
+    """The curve in so many figures."""
+    found = []
+    for part in range(parts):
+        used = [used for at, used in samples if part <= at / seconds * parts < part + 1]
+        found += [statistics.fmean(used)] if used else []
+    return found
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))

@@ -1,0 +1,52 @@
+"""What a process that does nothing but serve asks of its memory managers; see docs/design.md for the figures.
+
+These are settings of a whole process, so only what owns one makes them: :func:`ingress.run` and the command.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+
+# The C library maps what is larger on its own and gives it back when it is freed. By default this bound follows the
+# largest block that was ever freed, up to 32 MiB: after one large request body, bodies are cut out of the heap, where
+# any small thing behind one keeps its place from the system. Below the bound bodies cost what they did before; above
+# it some 4 ms of CPU a MiB that comes in and goes out, for pages that are new each time.
+MAPPED_FROM = 2 << 20
+
+# Of free memory at the end of a heap, more goes back to the system. By default twice the bound above.
+KEPT_FREE = 2 << 20
+
+# mallopt(3)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+# An operator who has settings of his own knows why.
+_SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_")
+
+
+def give_back_large_blocks() -> None:
+    """Have what large bodies took given back to the system, at the start of a process.
+
+    Does nothing where the C library is not the GNU one, or where the environment has settings for it.
+    """
+    if sys.platform != "linux" or any(name in os.environ for name in _SETTINGS):
+        return
+    if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return
+    import ctypes
+
+    library = ctypes.CDLL(None)
+    if hasattr(library, "gnu_get_libc_version") and hasattr(library, "mallopt"):
+        library.mallopt(_M_MMAP_THRESHOLD, MAPPED_FROM)
+        library.mallopt(_M_TRIM_THRESHOLD, KEPT_FREE)
+
+
+def exempt_what_stays() -> None:
+    """Exempt from garbage collection what is there once a process has started.
+
+    It stays to the end, and a full collection that walks it holds the event loop for 30 ms; that of what came since,
+    for one. Full collections come when a quarter has been added to what they walk, so that garbage goes sooner, too.
+    """
+    gc.collect()
+    gc.freeze()
