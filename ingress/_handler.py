@@ -13,6 +13,7 @@ from typing import Any
 
 import trio
 from attrs import evolve, field, frozen
+from msgspec import UNSET, UnsetType
 
 from ._admission import Admission, Slot
 from ._context import Ending, OpenRequests, RequestContext
@@ -220,7 +221,8 @@ class PushHandler:
                 raise
             logger.exception("request %s of %s: internal error", printable(control.id), self.endpoint_id)
         finally:
-            end_span(context.span, RequestEnd(outcome="failed", reason="internal"))  # nothing, where it has ended
+            if context.span is not None:  # a request that has ended has none
+                end_span(context.span, RequestEnd(outcome="failed", reason="internal"))
             self.open_requests.discard(context)
             admitted.slot.release()
 
@@ -292,17 +294,19 @@ class PushHandler:
     ) -> None:
         """The steps of an answer; cancelled as a whole when the caller wants no more."""
         # 1. The slot.
-        admitted_at = guard.started
         # What is told, and not the exception itself: with its traceback it would keep the payload in a cycle.
         event: ErrorEvent | None = None
         request: Any = None
-        try:
-            await admitted.slot.wait_granted()
-        except QueueDeadlinePassed as exc:
-            event = error_event_of(exc)
-            self._log.log(logging.WARNING, "queue deadline", "request %s refused: %s", printable(context.id), exc)
-            response.error_type = _QUEUE_DEADLINE
-        self.metrics.observe_permit_wait(trio.current_time() - admitted_at)
+        if admitted.slot.is_granted:
+            self.metrics.observe_permit_wait(0.0)
+        else:
+            try:
+                await admitted.slot.wait_granted()
+            except QueueDeadlinePassed as exc:
+                event = error_event_of(exc)
+                self._log.log(logging.WARNING, "queue deadline", "request %s refused: %s", printable(context.id), exc)
+                response.error_type = _QUEUE_DEADLINE
+            self.metrics.observe_permit_wait(trio.current_time() - guard.started)
         # 2. Parse. A body that cannot be read is told to the caller, once there is a stream to tell it on.
         try:
             if event is None:
@@ -441,7 +445,7 @@ class PushHandler:
         elif not response.is_whole:
             outcome, reason = "failed", "internal"
         self.metrics.count_outcome(outcome, reason)
-        seconds = trio.current_time() - guard.started
+        seconds = guard.end()
         self._request_log.completed(
             context.id,
             status=outcome,
@@ -467,14 +471,11 @@ class PushHandler:
 
     def _observe_network_transit(self, admitted: AdmittedPush) -> None:
         header = admitted.push.headers.get("x-frontend-send-ts-ns", "")
-        stamps = (
-            int(header) if header.isascii() and header.isdigit() and len(header) < 21 else 0,
-            admitted.control.frontend_send_ts_ns,
-        )
-        for stamp in stamps:
-            if isinstance(stamp, int) and 0 < stamp < 2**64:
-                self.metrics.observe_network_transit(stamp)
-                return
+        stamp: int | UnsetType = admitted.control.frontend_send_ts_ns
+        if header.isascii() and header.isdigit() and len(header) < 21 and 0 < (sent := int(header)) < 2**64:
+            stamp = sent
+        if stamp is not UNSET and 0 < stamp < 2**64:
+            self.metrics.observe_network_transit(stamp)
 
 
 def _error_type_of(failure: Exception) -> str:
