@@ -33,14 +33,18 @@ MAX_BUFFERED = 256 * 1024
 # other streams be set up, large later ones spread the 10 µs of a pass through the scheduler.
 MAX_SLICE = 64
 
-# Slices shrink while a pass through the scheduler takes longer than this, so that new requests, which need several,
-# have their first chunks soon however many engines never suspend.
+# Slices shrink while a pass through the scheduler takes more CPU time than this, so that new requests, which need
+# several, have their first chunks soon however many engines never suspend.
 MAX_PASS = 0.004
 
-# How long an engine's chunks may be held while it yields without suspending, or suspends only to give way.
-MAX_HELD = 0.001
+# An engine that does not suspend is interrupted after this long, however few its chunks.
+MAX_RUN = 0.001
 
-# Of an engine that gives way, so many chunks leave together once it has kept up its pace for as many before.
+# How long the chunks of an engine may be held that suspends only to give way. It is asked again in each pass; some tens
+# of such engines make a pass of a millisecond, and a send for each of their chunks would be a third of its cost.
+MAX_HELD = 0.004
+
+# So many of its chunks leave together at the most.
 _MOST_HELD = 32
 
 # A peer that takes no byte for this long is given up.
@@ -62,6 +66,7 @@ def _trap_of_giving_way() -> object:
 _GIVING_WAY = _trap_of_giving_way()
 
 _clock = time.perf_counter
+_cpu_clock = time.thread_time
 
 # What an engine may yield to set more than the data.
 _ENVELOPES = (Annotated, ErrorEvent)
@@ -139,9 +144,10 @@ class ResponseWriter:
                 return
             if sent:
                 self.meter.record_flush(sent)
-                del self.buffer[:sent]
-                if not self.buffer:
+                if sent == len(self.buffer):
+                    self.buffer.clear()
                     return
+                del self.buffer[:sent]
         self._is_draining = True
         self._tasks.start_soon(self._drain)
 
@@ -255,7 +261,7 @@ def pump_response_stream(
 
     encoding = _encode_chunks(chunks, sender, writer, progress, flush, max_chunk)
     flushed_at = _clock()
-    progress.busy_until = flushed_at + MAX_HELD
+    progress.busy_until = flushed_at + MAX_RUN
     try:
         trap = encoding.send(None)
         while True:
@@ -264,9 +270,10 @@ def pump_response_stream(
                 flush()
                 patience = 1
             elif buffer and (progress.chunks - flushed >= patience or _clock() - flushed_at > MAX_HELD):
+                held = progress.chunks - flushed
                 flush()
                 now = _clock()
-                patience = min(patience * 2, _MOST_HELD) if now - flushed_at < MAX_HELD else 1
+                patience = min(patience * 2, _MOST_HELD) if now - flushed_at <= MAX_HELD else max(held, 1)
                 flushed_at = now
             try:
                 answer = yield trap
@@ -275,7 +282,7 @@ def pump_response_stream(
                 trap = encoding.throw(exc)
             else:
                 progress.chunks_at_suspension = progress.chunks
-                progress.busy_until = _clock() + MAX_HELD
+                progress.busy_until = _clock() + MAX_RUN
                 trap = encoding.send(answer)
     except StopIteration:
         flush()
@@ -309,9 +316,9 @@ async def _encode_chunks(
             await writer.drained(below=MAX_BUFFERED // 2)
         elif count - progress.chunks_at_suspension >= slice_size or _clock() > progress.busy_until:
             flush()
-            began = _clock()
+            began = _cpu_clock()
             await trio.lowlevel.checkpoint()
-            is_crowded = _clock() - began > MAX_PASS
+            is_crowded = _cpu_clock() - began > MAX_PASS
             slice_size = max(slice_size // 2, 2) if is_crowded else min(slice_size * 2, MAX_SLICE)
         elif count == 1:
             flush()

@@ -19,6 +19,7 @@ from ingress._pump import (
     MAX_BUFFERED,
     MAX_HELD,
     MAX_PASS,
+    MAX_RUN,
     MAX_SLICE,
     PumpProgress,
     ResponseWriter,
@@ -196,6 +197,7 @@ class Stopwatch:
 def stopwatch(monkeypatch: pytest.MonkeyPatch) -> Stopwatch:
     watch = Stopwatch()
     monkeypatch.setattr(_pump, "_clock", watch)
+    monkeypatch.setattr(_pump, "_cpu_clock", watch)
     return watch
 
 
@@ -250,7 +252,7 @@ async def test_chunks_of_an_engine_that_computes_long_without_awaiting_do_not_wa
     async def engine() -> Any:
         for i in range(20):
             sent.append(len(pump.socket.said.items))
-            stopwatch.now += 2 * MAX_HELD
+            stopwatch.now += 2 * MAX_RUN
             yield i
 
     sent: list[int] = []
