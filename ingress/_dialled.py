@@ -19,6 +19,10 @@ from ._network import TcpStream, close_now
 
 logger = logging.getLogger("ingress.dialback")
 
+# A whole answer whose caller has not closed yet holds a descriptor. Callers close within milliseconds; of those who
+# never do, so many are waited for, and then the one that was waited for longest is closed.
+MAX_LINGERING = 1024
+
 # Control words have 34 bytes.
 _READ_SIZE = 4096
 
@@ -99,9 +103,13 @@ class DialledStreams:
     def linger(self, stream: trio.abc.Stream, seconds: float) -> None:
         """The answer is whole: let the caller close first, so that nothing under way is lost to a reset.
 
-        A stream that is not closed by then is closed.
+        A stream that is not closed by then is closed, as is the first of more than ``MAX_LINGERING``.
         """
         self._lingering[stream] = trio.current_time() + seconds
+        if len(self._lingering) > MAX_LINGERING:
+            first = next(iter(self._lingering))
+            del self._lingering[first]
+            self.start_soon(self.close, first)
         if not self._linger_began.is_set():
             self._linger_began.set()
 

@@ -6,7 +6,7 @@ import errno
 import logging
 import select
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ import trio
 from attrs import define, field
 from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
+from ingress import _dialled
 from ingress._dialled import DialledStreams
 from ingress._network import TcpNetwork, TcpStream
 
@@ -141,6 +142,22 @@ async def test_each_lingering_stream_has_its_own_wait(autojump_clock: MockClock)
                 nursery.start_soon(watch, theirs)
                 await trio.sleep(4)
         assert closed_at == pytest.approx([10, 14], abs=0.5)
+
+
+@KINDS
+async def test_d11_of_too_many_lingering_streams_the_first_is_closed(
+    kind: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_dialled, "MAX_LINGERING", 2)
+    async with AsyncExitStack() as stack:
+        streams = await stack.enter_async_context(open_streams())
+        theirs = []
+        for _ in range(3):
+            ours, peer = await stack.enter_async_context(open_pair(kind))
+            theirs.append(peer)
+            streams.listen(ours, Notes())
+            streams.linger(ours, 10)
+        assert [await is_closed(peer) for peer in theirs] == [True, False, False]
 
 
 @KINDS
