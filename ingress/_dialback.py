@@ -92,6 +92,7 @@ class DialBack:
             self._open.remove(self._caller.stream)
             self._caller.has_answer = True
             self.streams.linger(self._caller.stream, self._close_wait)
+        self._caller = None
         await self.close()
 
     async def open_response_stream(

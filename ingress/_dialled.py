@@ -73,10 +73,11 @@ class DialledStreams:
                     self.start_soon(self._listen, stream, listener)
                 await trio.sleep_forever()
             with epoll:
-                for stream, listener in list(self._heard.values()):
-                    self._register(epoll, stream, listener)
+                self._register_all(epoll)
                 self._epoll = epoll
-                await self._hear(epoll)
+                while True:
+                    await trio.lowlevel.wait_readable(epoll.fileno())
+                    self._hear_ready(epoll)
 
     def start_soon(self, serve: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Run what serves one stream in a task, behind a wall: a bug in it ends this task and no other."""
@@ -128,13 +129,15 @@ class DialledStreams:
         except OSError:  # the user has no watches left, which the system counts
             self.start_soon(self._listen, stream, listener)
 
-    async def _hear(self, epoll: select.epoll) -> None:
-        while True:
-            await trio.lowlevel.wait_readable(epoll.fileno())
-            for number, _ in epoll.poll(0):
-                if (heard := self._heard.get(number)) is not None and not self._hear_one(*heard):
-                    self._forget(heard[0])
-                    heard[0].close_nowait()
+    def _register_all(self, epoll: select.epoll) -> None:
+        for stream, listener in list(self._heard.values()):
+            self._register(epoll, stream, listener)
+
+    def _hear_ready(self, epoll: select.epoll) -> None:  # not in serve(), whose frame would keep the last one heard
+        for number, _ in epoll.poll(0):
+            if (heard := self._heard.get(number)) is not None and not self._hear_one(*heard):
+                self._forget(heard[0])
+                heard[0].close_nowait()
 
     def _hear_one(self, stream: TcpStream, listener: Listener) -> bool:
         """Read what has come of one stream; False when that was the last of it."""

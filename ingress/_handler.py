@@ -284,6 +284,7 @@ class PushHandler:
                     self._fail(response, context, exc, "generate")
                 finally:
                     self._settle(context, response, guard)
+                    response.let_go()
             admitted.slot.release()
             self.open_requests.discard(context)
             if response.is_whole:

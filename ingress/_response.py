@@ -139,6 +139,11 @@ class Response:
         await self.writer.drained()
         self.is_whole = True
 
+    def let_go(self) -> None:
+        """Let the request's objects go with it: they refer to each other, and would stay until a garbage collection."""
+        self._context.say_goodbye = None
+        self._writer = None
+
     def _on_failure(self, exc: Exception) -> None:
         """End the request by what reader or writer met first; which of the two it was makes no difference."""
         if self._context.ending is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import tracemalloc
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from attrs import frozen
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ingress import Annotated, ErrorEvent, IngressDispatch, ParsedRequest
+from ingress._network import TcpNetwork
 from ingress.errors import (
     CannotConnect,
     DeserializationError,
@@ -387,6 +389,25 @@ async def test_l11_a_request_gives_its_bytes_back_without_the_garbage_collector(
             assert tracemalloc.get_traced_memory()[0] < 5 * size
         finally:
             tracemalloc.stop()
+            gc.enable()
+
+
+async def test_l11_nothing_of_a_request_is_left_to_the_garbage_collector() -> None:
+    async def remembering(request: Any, context: Any) -> AsyncIterator[Any]:
+        contexts.append(weakref.ref(context))
+        yield request
+
+    contexts: list[weakref.ref[Any]] = []
+    async with open_stage(remembering, network=TcpNetwork()) as stage:
+        gc.collect()
+        gc.disable()
+        try:
+            response = await stage.call("x")
+            await response.read_to_sentinel()
+            await response.aclose()
+            await wait_all_tasks_blocked(0.01)
+            assert [context() for context in contexts] == [None]
+        finally:
             gc.enable()
 
 
