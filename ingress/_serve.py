@@ -71,7 +71,7 @@ async def serving(
         StartupError: the worker cannot start.
     """
     worker = make_worker(engine, endpoint=endpoint, **options)
-    with _single_exceptions_unwrapped():
+    with single_exceptions_unwrapped():
         async with trio.open_nursery() as nursery:
             await nursery.start(worker.serve)
             yield worker
@@ -143,7 +143,7 @@ async def serve_until_signalled(
     forced: list[int] = []
     last_resort: list[threading.Timer] = []
     try:
-        with _single_exceptions_unwrapped():
+        with single_exceptions_unwrapped():
             async with trio.open_nursery() as nursery:
 
                 def force(number: int) -> None:
@@ -228,7 +228,7 @@ def _leave_now(worker: Worker, exit_code: int) -> NoReturn:
 
 
 @contextmanager
-def _single_exceptions_unwrapped() -> Iterator[None]:
+def single_exceptions_unwrapped() -> Iterator[None]:
     """Raise what one task raised as it is: groups of one say nothing to a reader."""
     try:
         yield
