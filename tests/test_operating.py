@@ -10,8 +10,11 @@ import pytest
 import yaml
 
 from ingress import Worker
+from ingress.cli._process_pages import process_families
+from ingress.cli._supervisor import Slot
 from ingress.discovery import MemoryDiscovery
 from ingress.status import exposition
+from ingress.status._exposition import iter_families
 
 from .reference_tables import PAGE, TABLES, _engine, tables_of
 from .serve_options import known_variables, serve_options
@@ -34,10 +37,12 @@ def test_every_variable_and_flag_that_the_page_names_exists() -> None:
 
 
 def sample_names() -> set[str]:
-    """The names and labels of a worker's page."""
+    """The names and labels of a worker's page, and what the page of several processes has besides."""
     worker = Worker({"demo.backend.generate": _engine}, discovery=MemoryDiscovery())
     worker.metrics.endpoints[0].count_error("generate")
-    return set(NAME.findall(re.sub(r'"[^"]*"', "", exposition(worker.metrics.registry).decode())))
+    supervisors = b"".join(iter_families(process_families([Slot(0)])))
+    page = exposition(worker.metrics.registry) + supervisors
+    return set(NAME.findall(re.sub(r'"[^"]*"', "", page.decode())))
 
 
 @pytest.mark.parametrize(

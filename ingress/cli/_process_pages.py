@@ -75,7 +75,7 @@ class ProcessPages:
                 with contextlib.suppress(ValueError):
                     self._merged.update(str(slot.number), parse_page(answer.decode(errors="replace")))
                     answering.add(str(slot.number))
-        families = [*self._merged.families(answering), *_own_families(self._slots)]
+        families = [*self._merged.families(answering), *process_families(self._slots)]
         return b"".join(iter_families(families, openmetrics=openmetrics))
 
     def _states(self, answers: Answers) -> list[ProcessState]:
@@ -106,7 +106,8 @@ def _state_of(slot: Slot, answers: Answers) -> ProcessState:
     )
 
 
-def _own_families(slots: Iterable[Slot]) -> list[Metric]:
+def process_families(slots: Iterable[Slot]) -> list[Metric]:
+    """Return what the parent itself counts."""
     up = GaugeMetricFamily("ingress_process_up", "1 while a worker process serves", labels=[PROCESS_LABEL])
     restarts = CounterMetricFamily(
         "ingress_process_restarts_total", "Times a worker process was started again", labels=[PROCESS_LABEL]

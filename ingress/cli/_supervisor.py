@@ -140,10 +140,13 @@ class Supervisor:
         except OSError as exc:
             return CommandError("no process can be started", str(exc), exit_code=EXIT_STARTUP)
         slot.child = child
+        slot.trouble = "starting" if slot.latest is None else "starting again"
         if self._ending.is_set():  # meanwhile
             child.drain()
 
         def on_started(worker: StartedWorker) -> None:
+            if slot.latest is not None:
+                logger.info("%s serves again: instance %s", slot.name, worker.instance)
             slot.note_started(worker)
             if all(each.latest is not None for each in self.slots):
                 self._all_started.set()

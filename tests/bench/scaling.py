@@ -25,10 +25,10 @@ from attrs import frozen
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from ingress.cli._machine import machine_facts, machine_line
 from ingress.discovery import FileDiscovery
 from tests.interop import peers
 
-from .report import machine, machine_line
 from .sink import Plan, Taken, Target
 from .workers import ENDPOINT, START_TIMEOUT
 
@@ -190,7 +190,7 @@ def _others(pair: Pair) -> float:
 
 
 async def main(count: int, rounds: int) -> None:
-    print(machine_line(machine()))
+    print(machine_line(machine_facts()))
     columns = (TextColumn("{task.description:60}"), BarColumn(), MofNCompleteColumn())
     async with open_fleet(1) as one, open_fleet(count) as several:
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
