@@ -53,5 +53,4 @@ def known_variables() -> set[str]:
     return {name for option in serve_options() for name in option.variables} | {
         *LOGGING_VARIABLES,
         *SECURITY_VARIABLES,
-        *PROCESS_VARIABLES,
     }

@@ -17,7 +17,7 @@ from ingress.status import exposition
 from ingress.status._exposition import iter_families
 
 from .reference_tables import PAGE, TABLES, _engine, tables_of
-from .serve_options import known_variables, serve_options
+from .serve_options import PROCESS_VARIABLES, known_variables, serve_options
 
 TEXT = PAGE.read_text(encoding="utf-8")
 DEPLOY = PAGE.parent / "examples" / "deploy"
@@ -31,7 +31,7 @@ def test_the_table_is_what_the_code_says(name: str) -> None:
 
 
 def test_every_variable_and_flag_that_the_page_names_exists() -> None:
-    assert set(re.findall(r"\b(?:DYN|INGRESS)_[A-Z_]+\b", TEXT)) <= known_variables()
+    assert set(re.findall(r"\b(?:DYN|INGRESS)_[A-Z_]+\b", TEXT)) <= known_variables() | {*PROCESS_VARIABLES}
     flags = {flag for option in serve_options() for flag in option.flags}
     assert set(re.findall(r"ingress serve[^`\n]* (--[a-z-]+)", TEXT)) <= flags
 
