@@ -102,6 +102,7 @@ bench: $(DEV) ## this worker beside Dynamo, grpc.aio and Starlette, and how its 
 	@$(BIN)/python -m tests.bench.growth
 	@$(BIN)/python -m tests.bench.bridge
 	@$(BIN)/python -m tests.bench.cancellation
+	@$(BIN)/python -m tests.bench.scaling
 
 .PHONY: benchmarks
 benchmarks: $(DEV) $(PLOTS) ## write what `make bench` measures into docs/benchmarks.md, with its plots

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import IO
 
 # Lines that may wait for a slow or blocked reader. Some 200 KiB; more would only be older news.
@@ -17,6 +18,9 @@ CLOSE_TIMEOUT = 1.0
 
 _BATCH = 100
 
+# What a pipe takes as one piece (PIPE_BUF of Linux; POSIX promises 512): lines of several processes do not mix in it.
+_ATOMIC = 4096
+
 # A line may be this late. Without it the thread would fight the event loop for the interpreter at every line, which
 # made a line three times as dear.
 _NAP = 0.01
@@ -26,15 +30,19 @@ class LineWriter(logging.Handler):
     """Writes formatted records to a stream, a batch at a time.
 
     A stream with a descriptor is written by a thread, past Python's own buffer, whose lock a blocked write would keep
-    to the end of the process. A stream in memory is written at once. None, as ``sys.stderr`` is where it was closed
-    before the start, takes nothing. May be used from any thread and after a fork.
+    to the end of the process; where other processes write to it too (``is_shared``), no line gets into another. A
+    stream in memory is written at once. None, as ``sys.stderr`` is where it was closed before the start, takes nothing.
+    May be used from any thread and after a fork.
     """
 
-    def __init__(self, stream: IO[str] | None, *, capacity: int = QUEUE_LINES) -> None:
+    def __init__(self, stream: IO[str] | None, *, capacity: int = QUEUE_LINES, is_shared: bool = False) -> None:
         super().__init__()
         self.takes_plain_text = False
         """True where its lines have the form of :func:`ingress._logging.plain_line`; set by who set its formatter."""
+        self.mark = ""
+        """What their text begins with."""
         self._stream = stream
+        self._is_shared = is_shared
         self._capacity = capacity
         self._lines: deque[str] = deque()
         self._rejected = 0
@@ -129,12 +137,22 @@ class LineWriter(logging.Handler):
             note = _note(logging.WARNING, "%d log lines were dropped before this one", missing)
             lines = [self.format(note), *lines]
         try:
-            text = "".join(f"{line}\n" for line in lines)
-            self._write_all(text.encode(self._encoding, errors="backslashreplace"))
+            for piece in self._pieces([f"{line}\n".encode(self._encoding, "backslashreplace") for line in lines]):
+                self._write_all(piece)
         except (OSError, ValueError):  # the disk is full, nobody reads, the stream was closed
             self._unwritten += len(lines) - bool(missing)
         else:
             self._reported += missing
+
+    def _pieces(self, lines: list[bytes]) -> Iterator[bytes]:
+        """Yield what is written at a time: all, or, where others write too, whole lines that fit in one piece."""
+        start = size = 0
+        for position, line in enumerate(lines):
+            if self._is_shared and position > start and size + len(line) > _ATOMIC:
+                yield b"".join(lines[start:position])
+                start, size = position, 0
+            size += len(line)
+        yield b"".join(lines[start:])
 
     def _write_all(self, data: bytes) -> None:
         descriptor = _descriptor(self._stream)

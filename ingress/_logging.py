@@ -92,6 +92,7 @@ def set_up_logging(
     level: int = logging.INFO,
     filters: tuple[int | None, Mapping[str, int]] | None = None,
     color: str = "auto",
+    process: int | None = None,
 ) -> LineWriter:
     """Send every record to ``stream``, in place of whatever handlers the root logger had.
 
@@ -99,21 +100,23 @@ def set_up_logging(
         level: where ``DYN_LOG`` names no general one.
         filters: what :func:`parse_filters` returned, where ``DYN_LOG`` is not to be read as it is.
         color: ``auto``, ``always`` or ``never``.
+        process: stands as ``process`` on every line, where several processes write to one stream.
 
     Raises:
         ValueError: ``DYN_LOG`` cannot be read.
     """
     general, modules = parse_filters(environ.get("DYN_LOG", "")) if filters is None else filters
     logging.addLevelName(TRACE, "TRACE")
-    writer = LineWriter(stream)
+    writer = LineWriter(stream, is_shared=process is not None)
     writer.addFilter(RepeatFilter(writer, _REPETITIVE_LIBRARIES))
     if is_true(environ.get("DYN_LOGGING_JSONL", "")):
-        writer.setFormatter(JsonFormatter())
+        writer.setFormatter(JsonFormatter(process=process))
     else:
         is_colored = color == "always" or (color == "auto" and _is_colorful(environ, stream))
         is_local = is_true(environ.get("DYN_LOG_USE_LOCAL_TZ", ""))
-        writer.setFormatter(TextFormatter(is_colored=is_colored, is_local_time=is_local))
+        writer.setFormatter(TextFormatter(is_colored=is_colored, is_local_time=is_local, process=process))
         writer.takes_plain_text = not (is_colored or is_local)
+        writer.mark = _mark(process)
     root = logging.getLogger()
     for handler in root.handlers:
         if isinstance(handler, LineWriter):
@@ -123,6 +126,10 @@ def set_up_logging(
     for module, module_level in modules.items():
         logging.getLogger(module).setLevel(module_level)
     return writer
+
+
+def _mark(process: int | None) -> str:
+    return "" if process is None else f"process={process} "
 
 
 def _is_colorful(environ: Mapping[str, str], stream: IO[str] | None) -> bool:
@@ -195,14 +202,17 @@ class _FieldsRecord(logging.LogRecord):
 class TextFormatter(logging.Formatter):
     """One line a record, and indented lines for its traceback: what peers sent cannot begin a line."""
 
-    def __init__(self, *, is_colored: bool = False, is_local_time: bool = False) -> None:
+    def __init__(self, *, is_colored: bool = False, is_local_time: bool = False, process: int | None = None) -> None:
         super().__init__()
         self._is_colored = is_colored
         self._is_local_time = is_local_time
+        self._process = _mark(process)
 
     def format(self, record: logging.LogRecord) -> str:
         level = _level_of(record)
-        head = f"{_time_of(record.created, is_local=self._is_local_time)} {_source_of(level, record.name)}"
+        head = (
+            f"{_time_of(record.created, is_local=self._is_local_time)} {_source_of(level, record.name)}{self._process}"
+        )
         ids = _request_ids.get()
         values = _fields_of(record)
         if ids is not None and "trace_id" in ids:
@@ -218,10 +228,15 @@ class TextFormatter(logging.Formatter):
 class JsonFormatter(logging.Formatter):
     """One JSON object a line, pure ASCII."""
 
+    def __init__(self, *, process: int | None = None) -> None:
+        super().__init__()
+        self._process: Mapping[str, int] = {} if process is None else {"process": process}
+
     def format(self, record: logging.LogRecord) -> str:
         fields: dict[str, Any] = {
             "time": _time_of(record.created),
             "level": _level_of(record),
+            **self._process,
             "target": record.name,
             "message": record.getMessage(),
             **(_request_ids.get() or {}),

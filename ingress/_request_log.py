@@ -32,7 +32,7 @@ class RequestLog:
             return
         trace = "" if trace_id is None else f" trace_id={trace_id}"
         text = f"request received request_id={shown(request_id)} endpoint={self._endpoint} bytes={size} codec={codec}"
-        writer.write_line(plain_line("INFO", _NAME, text + trace))
+        writer.write_line(plain_line("INFO", _NAME, writer.mark + text + trace))
 
     def completed(
         self,
@@ -69,7 +69,7 @@ class RequestLog:
             text += f" cancelled_by={reason}"
         if trace_id is not None:
             text += f" trace_id={trace_id}"
-        writer.write_line(plain_line("INFO", _NAME, text))
+        writer.write_line(plain_line("INFO", _NAME, writer.mark + text))
 
 
 def _only_writer() -> LineWriter | None:

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import trio
 
@@ -71,7 +71,7 @@ async def serving(
         StartupError: the worker cannot start.
     """
     worker = make_worker(engine, endpoint=endpoint, **options)
-    with _single_exceptions_unwrapped():
+    with single_exceptions_unwrapped():
         async with trio.open_nursery() as nursery:
             await nursery.start(worker.serve)
             yield worker
@@ -116,16 +116,26 @@ async def _run(
     return await serve_until_signalled(make_worker(engine, endpoint=endpoint, **options), started)
 
 
+class Supervision(Protocol):
+    """Another process, which tells this one when to end."""
+
+    async def serve(self, worker: Worker, force: Callable[[int], None]) -> None:
+        """Until cancelled, drain the worker when told to, and ``force`` the end as a signal of that number would."""
+
+
 async def serve_until_signalled(
     worker: Worker,
     on_started: Callable[[Worker], None] | None = None,
     *,
     beside: Callable[[Worker], Awaitable[None]] | None = None,
+    supervision: Supervision | None = None,
 ) -> int:
     """Serve until told to end by a signal; return the exit code.
 
     Args:
         beside: runs from the start to the end of the worker, and is cancelled then; its failures are only logged.
+        supervision: tells the worker to end too, and alone tells it to end at once: who signals a whole group of
+            processes, as a terminal and systemd do, signals the supervisor and each of its workers, once.
 
     Raises:
         StartupError: the worker cannot start.
@@ -133,9 +143,20 @@ async def serve_until_signalled(
     forced: list[int] = []
     last_resort: list[threading.Timer] = []
     try:
-        with _single_exceptions_unwrapped():
+        with single_exceptions_unwrapped():
             async with trio.open_nursery() as nursery:
-                await nursery.start(_drain_on_signal, worker, nursery.cancel_scope, forced, last_resort)
+
+                def force(number: int) -> None:
+                    forced.append(number)
+                    nursery.cancel_scope.cancel()
+                    # A thread, for the loop itself may be what does not end.
+                    last_resort.append(threading.Timer(FORCED_EXIT_TIME, _leave_now, (worker, 128 + number)))
+                    last_resort[-1].daemon = True
+                    last_resort[-1].start()
+
+                await nursery.start(_drain_on_signal, worker, force if supervision is None else _ignore)
+                if supervision is not None:
+                    nursery.start_soon(supervision.serve, worker, force)
                 nursery.start_soon(_leave_when_stuck, worker)
                 if hasattr(signal, "SIGHUP"):
                     await nursery.start(_reload_on_hangup, worker)
@@ -164,9 +185,7 @@ async def _run_beside(beside: Callable[[Worker], Awaitable[None]], worker: Worke
 
 async def _drain_on_signal(
     worker: Worker,
-    scope: trio.CancelScope,
-    forced: list[int],
-    last_resort: list[threading.Timer],
+    force: Callable[[int], None],
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -177,12 +196,11 @@ async def _drain_on_signal(
                 logger.info("%s: draining; a second signal ends at once", signal.Signals(number).name)
                 worker.drain()
             else:
-                forced.append(number)
-                scope.cancel()
-                # A thread, for the loop itself may be what does not end.
-                last_resort.append(threading.Timer(FORCED_EXIT_TIME, _leave_now, (worker, 128 + number)))
-                last_resort[-1].daemon = True
-                last_resort[-1].start()
+                force(number)
+
+
+def _ignore(number: int) -> None:
+    logger.debug("%s: draining already", signal.Signals(number).name)
 
 
 async def _reload_on_hangup(worker: Worker, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -210,7 +228,7 @@ def _leave_now(worker: Worker, exit_code: int) -> NoReturn:
 
 
 @contextmanager
-def _single_exceptions_unwrapped() -> Iterator[None]:
+def single_exceptions_unwrapped() -> Iterator[None]:
     """Raise what one task raised as it is: groups of one say nothing to a reader."""
     try:
         yield

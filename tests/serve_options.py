@@ -16,6 +16,9 @@ SECURITY_VARIABLES = ("DYN_TCP_TLS_INSECURE", "INGRESS_TOKEN_KEYS")
 # Read by the logging of every verb, and no flag's twin.
 LOGGING_VARIABLES = ("DYN_LOG", "DYN_LOGGING_JSONL", "DYN_LOG_USE_LOCAL_TZ", "DYN_SDK_DISABLE_ANSI_LOGGING")
 
+# Told by the parent of several processes to each of them.
+PROCESS_VARIABLES = ("INGRESS_PROCESS",)
+
 
 @frozen
 class Option:
@@ -47,4 +50,7 @@ def serve_options() -> list[Option]:
 
 def known_variables() -> set[str]:
     """Return the environment variables that ``ingress serve`` reads."""
-    return {name for option in serve_options() for name in option.variables} | {*LOGGING_VARIABLES, *SECURITY_VARIABLES}
+    return {name for option in serve_options() for name in option.variables} | {
+        *LOGGING_VARIABLES,
+        *SECURITY_VARIABLES,
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from collections.abc import AsyncIterator
@@ -12,10 +13,12 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from prometheus_client.metrics_core import GaugeMetricFamily
 from rich.console import Console
 from trio.testing import MockClock
 
 from ingress import serving
+from ingress._admission import Admission
 from ingress.cli._errors import CommandError
 from ingress.cli._readings import MAX_ENDPOINTS, Distribution, EndpointReading, Reading, read_metrics
 from ingress.cli._scrape import MAX_PAGE, ScrapeError, StatusAddress, fetch, parse_address
@@ -25,6 +28,8 @@ from ingress.cli._watched import WINDOW, WatchedWorker, read_worker
 from ingress.discovery import MemoryDiscovery
 from ingress.metrics import WorkerMetrics
 from ingress.status import StatusOptions, exposition
+from ingress.status._exposition import iter_families
+from ingress.status._merge import merge_pages, parse_page
 from ingress.testing import MemoryNetwork
 from ingress.wire.records import EndpointId
 
@@ -118,6 +123,32 @@ def test_a_hostile_page_is_cut_and_escaped() -> None:
     assert "\x1b" not in text and "\\x1b[2J" in text
     assert f"{MAX_ENDPOINTS - 52} more rows do not fit" in text
     msgspec.json.encode(as_document([watched(found)]))
+
+
+def test_several_processes_behind_one_page_are_one_row_with_their_sums() -> None:
+    pages = []
+    for instance, phase in ((1, "serving"), (2, "lingering")):
+        metrics = WorkerMetrics(instance, admission=Admission(8, 3))
+        metrics.phases, metrics.phase = ["serving", "lingering"], functools.partial(str, phase)
+        metrics.endpoint(EndpointId.parse(NAME)).chunks = 10 * instance
+        metrics.first_response.observe(0.02)
+        pages.append((str(instance - 1), parse_page(page_of(metrics))))
+    up = GaugeMetricFamily("ingress_process_up", "Up", labels=["process"])
+    for process, value in (("0", 1.0), ("1", 1.0), ("2", 0.0)):
+        up.add_metric([process], value)
+    found = read_metrics(b"".join(iter_families([*merge_pages(pages), up])).decode(), 0.0)
+    assert (found.instance, found.processes, found.phase) == ("1+2", (2, 3), "serving+lingering")
+    assert (found.running_limit, found.queue_limit, found.first_response.count) == (16, 6, 2)
+    assert found.endpoints[NAME].chunks == 30
+    row = dict(zip((column.heading for column in COLUMNS), plain_rows([watched(found)])[0], strict=True))
+    assert (row["instance"], row["phase"]) == ("2/3_up", "serving+lingering")
+    (document,) = as_document([watched(found)])["workers"]
+    assert document["processes"] == {"up": 2, "of": 3}
+
+
+def test_processes_none_of_which_serves_yet_are_down_and_no_stranger() -> None:
+    found = read_metrics('ingress_process_up{process="0"} 0\n', 0.0)
+    assert (found.processes, found.phase) == ((0, 1), "down")
 
 
 def test_quantiles_are_those_of_histogram_quantile() -> None:

@@ -32,6 +32,7 @@ from ingress._logging import (
 )
 
 TEXT_LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z (TRACE|DEBUG| INFO| WARN|ERROR) ([\w.]+): (.*)")
+PATIENCE = 20.0
 HOSTILE = 'a\n2026 ERROR forged: x\r\x1b[31m\x00\x85\u2028\u202e\ud800\x7f"}' + "é" * 200_000
 
 log = logging.getLogger("ingress.test")
@@ -317,6 +318,37 @@ def test_lines_arrive_in_order_by_a_thread_and_flush_waits_for_them() -> None:
     arrived = read_all(read_end)
     assert [int(line.rpartition(" ")[2]) for line in arrived] == list(range(500))
     assert writer.dropped == 0
+
+
+def test_lines_of_one_of_several_processes_bear_its_number() -> None:
+    written = set_up(process=3)
+    log.info("served")
+    (line,) = written.getvalue().splitlines()
+    assert TEXT_LINE.fullmatch(line) is not None
+    assert line.endswith(" ingress.test: process=3 served")
+    written = set_up({"DYN_LOGGING_JSONL": "true"}, process=3)
+    log.info("served")
+    assert json.loads(written.getvalue())["process"] == 3
+
+
+def test_lines_of_several_processes_do_not_get_into_each_other() -> None:
+    """A pipe takes up to 4 KiB as one piece; what is longer may be cut where it is full."""
+    read_end, stream = pipe()
+    writers = [LineWriter(stream, is_shared=True) for _ in range(4)]
+    received: list[str] = []
+    reader = threading.Thread(target=lambda: received.extend(read_all(read_end)))
+    reader.start()
+    for number in range(500):
+        for position, writer in enumerate(writers):
+            writer.emit(logging.makeLogRecord({"msg": f"{position} {number} {'x' * 900}"}))
+            writer.flush() if number % 100 == 0 else None
+    for writer in writers:
+        writer.flush(PATIENCE)
+        writer.close()
+    stream.close()
+    reader.join(PATIENCE)
+    assert len(received) == 2000
+    assert all(re.fullmatch(r"[0-3] \d+ x{900}", line) for line in received)
 
 
 @pytest.mark.parametrize("is_blocking", [True, False])

@@ -10,11 +10,14 @@ import pytest
 import yaml
 
 from ingress import Worker
+from ingress.cli._process_pages import process_families
+from ingress.cli._supervisor import Slot
 from ingress.discovery import MemoryDiscovery
 from ingress.status import exposition
+from ingress.status._exposition import iter_families
 
 from .reference_tables import PAGE, TABLES, _engine, tables_of
-from .serve_options import known_variables, serve_options
+from .serve_options import PROCESS_VARIABLES, known_variables, serve_options
 
 TEXT = PAGE.read_text(encoding="utf-8")
 DEPLOY = PAGE.parent / "examples" / "deploy"
@@ -28,16 +31,18 @@ def test_the_table_is_what_the_code_says(name: str) -> None:
 
 
 def test_every_variable_and_flag_that_the_page_names_exists() -> None:
-    assert set(re.findall(r"\b(?:DYN|INGRESS)_[A-Z_]+\b", TEXT)) <= known_variables()
+    assert set(re.findall(r"\b(?:DYN|INGRESS)_[A-Z_]+\b", TEXT)) <= known_variables() | {*PROCESS_VARIABLES}
     flags = {flag for option in serve_options() for flag in option.flags}
     assert set(re.findall(r"ingress serve[^`\n]* (--[a-z-]+)", TEXT)) <= flags
 
 
 def sample_names() -> set[str]:
-    """The names and labels of a worker's page."""
+    """The names and labels of a worker's page, and what the page of several processes has besides."""
     worker = Worker({"demo.backend.generate": _engine}, discovery=MemoryDiscovery())
     worker.metrics.endpoints[0].count_error("generate")
-    return set(NAME.findall(re.sub(r'"[^"]*"', "", exposition(worker.metrics.registry).decode())))
+    supervisors = b"".join(iter_families(process_families([Slot(0)])))
+    page = exposition(worker.metrics.registry) + supervisors
+    return set(NAME.findall(re.sub(r'"[^"]*"', "", page.decode())))
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,16 @@ def _logging_as_before() -> Iterator[None]:
     root.setLevel(level)
 
 
-def lines_of(request_id: str, status: str, reason: str, trace_id: str | None, *others: logging.Handler) -> list[str]:
+def lines_of(
+    request_id: str,
+    status: str,
+    reason: str,
+    trace_id: str | None,
+    *others: logging.Handler,
+    process: int | None = None,
+) -> list[str]:
     written = StringIO()
-    set_up_logging({}, written)
+    set_up_logging({}, written, process=process)
     logging.getLogger().handlers.extend(others)
     log = RequestLog("a.b.c")
     log.received(request_id, 12, "json", trace_id)
@@ -62,6 +69,12 @@ def test_the_short_way_writes_what_the_long_one_does(request_id: str, ending: tu
     by_the_long_way = lines_of(request_id, *ending, None, logging.NullHandler())
     assert lines_of(request_id, *ending, None) == by_the_long_way
     assert len(by_the_long_way) == 2
+
+
+def test_one_of_several_processes_bears_its_number_by_both_ways() -> None:
+    by_the_long_way = lines_of("r", "completed", "ok", None, logging.NullHandler(), process=2)
+    assert lines_of("r", "completed", "ok", None, process=2) == by_the_long_way
+    assert all(" ingress.request: process=2 request " in line for line in by_the_long_way)
 
 
 def test_a_trace_stands_at_the_end_of_both_lines() -> None:

@@ -63,7 +63,7 @@ async def served_raw(**limits: Any) -> AsyncIterator[Address]:
     """Serve the pages with limits of one's own and yield the address."""
     metrics = WorkerMetrics(1)
     metrics.endpoint(GENERATE)
-    pages = StatusPages(health=HealthState(), registry=metrics.registry, progress=lambda: read_progress([], 0.0))
+    pages = StatusPages(state=HealthState(), registry=metrics.registry, read_progress=lambda: read_progress([], 0.0))
     async with trio.open_nursery() as nursery:
 
         async def serve(*, task_status: trio.TaskStatus[Address]) -> None:

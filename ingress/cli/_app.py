@@ -10,6 +10,7 @@ from cyclopts import App, CycloptsError
 
 from .._version import __version__
 from ..errors import StartupError
+from ._command_line import running
 from ._env_file import read_env_file
 from ._errors import EXIT_CLEAN, EXIT_FAILED, CommandError, print_error, startup_error, usage_error
 from ._screen import make_console
@@ -56,12 +57,13 @@ def run_command_line(arguments: Sequence[str]) -> int:
     try:
         if (env_file := _value_of("--env-file", arguments)) is not None:
             read_env_file(env_file)
-        result = make_app()(
-            arguments,
-            console=make_console(sys.stdout, color),
-            exit_on_error=False,
-            print_error=False,
-        )
+        with running(arguments):
+            result = make_app()(
+                arguments,
+                console=make_console(sys.stdout, color),
+                exit_on_error=False,
+                print_error=False,
+            )
     except CycloptsError as exc:
         error = usage_error(exc, list(VERBS))
     except CommandError as exc:

@@ -15,6 +15,9 @@ OF_LOGGING = ("DYN_LOG", "DYN_LOGGING_JSONL", "DYN_LOG_USE_LOCAL_TZ", "DYN_SDK_D
 # Read beside the options that they belong to: secrets have no flag, and a dangerous switch needs more than a variable.
 OF_SECURITY = ("DYN_TCP_TLS_INSECURE", "INGRESS_TOKEN_KEYS")
 
+# Told by the parent of several processes to each of them, and no option.
+OF_PROCESSES = ("INGRESS_PROCESS",)
+
 DEPRECATED = {
     "DYN_SYSTEM_ENABLED": "DYN_SYSTEM_PORT alone decides",
     "DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS": "every endpoint counts",
@@ -48,7 +51,7 @@ def names_we_read() -> frozenset[str]:
     from ._app import VERBS, make_app
 
     app = make_app()
-    names = {*OF_LOGGING, *OF_SECURITY}
+    names = {*OF_LOGGING, *OF_SECURITY, *OF_PROCESSES}
     for verb in VERBS:
         for argument in app[verb].assemble_argument_collection():
             names.update(argument.parameter.env_var or ())

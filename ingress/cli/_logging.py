@@ -19,12 +19,14 @@ def set_up_logging(
     verbosity: int = 0,
     level: int = logging.INFO,
     color: str = "auto",
+    process: int | None = None,
 ) -> LineWriter:
     """Send log records to ``stream``.
 
     Args:
         verbosity: -1 errors only, 1 our debug lines, 2 our trace lines; beats ``DYN_LOG``.
         level: where neither says anything.
+        process: stands on every line.
 
     Raises:
         CommandError: ``DYN_LOG`` cannot be read.
@@ -39,7 +41,7 @@ def set_up_logging(
         general, modules = logging.ERROR, {}
     elif verbosity > 0:
         modules["ingress"] = logging.DEBUG if verbosity == 1 else TRACE
-    return set_up(environ, stream, level=level, filters=(general, modules), color=color)
+    return set_up(environ, stream, level=level, filters=(general, modules), color=color, process=process)
 
 
 def wants_json(environ: Mapping[str, str]) -> bool:

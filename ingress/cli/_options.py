@@ -86,10 +86,11 @@ class OutputOptions:
     def stderr(self) -> Console:
         return make_console(sys.stderr, self.color)
 
-    def set_up_logging(self, level: int = logging.WARNING) -> LineWriter:
+    def set_up_logging(self, level: int = logging.WARNING, *, process: int | None = None) -> LineWriter:
         """Log to stderr, at ``level`` where neither the flags nor ``DYN_LOG`` say anything."""
+        verbosity = -1 if self.quiet else self.verbose
         return set_up_logging(
-            os.environ, sys.stderr, verbosity=-1 if self.quiet else self.verbose, level=level, color=self.color
+            os.environ, sys.stderr, verbosity=verbosity, level=level, color=self.color, process=process
         )
 
 

@@ -1,5 +1,5 @@
-"""One look at a worker through the text of its ``/metrics``: this project's workers, and released ones as far as theirs
-goes.
+"""One look at workers through the text of a ``/metrics``: one of ours, several processes behind one page, or a released
+one as far as its page goes.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _FAMILIES = (
     "ingress_loop_stalls_total",
     "ingress_drain_phase",
     "ingress_build_info",
+    "ingress_process_up",
 )
 
 # A page may name as many endpoints as it likes; a screen shows no more.
@@ -86,12 +87,21 @@ class EndpointReading:
 
 @define
 class Reading:
-    """One worker at one moment of the reader's clock."""
+    """One worker, or the processes behind one page, at one moment of the reader's clock."""
 
     at: float
     instance: str = ""
+    """Of several processes all of them: another process is another reading's worker."""
+
+    processes: tuple[int, int] | None = None
+    """How many of how many processes serve; None where the page is one worker's."""
+
     uptime: float | None = None
+    """Of several processes the longest."""
+
     phase: str | None = None
+    """Of several processes those that there are."""
+
     version: str = ""
     progress: str | None = None
     """What ``/progress`` says: ``ok``, ``idle`` or ``stalled``."""
@@ -117,11 +127,13 @@ def read_metrics(text: str, at: float) -> Reading:
     wanted = [line for line in text.splitlines() if line.startswith(_FAMILIES)]
     reading = Reading(at)
     try:
+        page = _Page(reading)
         for family in text_string_to_metric_families("\n".join(wanted) + "\n"):
-            _Page(reading).take((sample.name, sample.labels, sample.value) for sample in family.samples)
+            page.take((sample.name, sample.labels, sample.value) for sample in family.samples)
+        page.finish()
     except (ValueError, KeyError, IndexError) as exc:
         raise ValueError(f"its metrics cannot be read: {printable(exc)}") from exc
-    if reading.uptime is None and not reading.endpoints:
+    if reading.uptime is None and not reading.endpoints and reading.processes is None:
         raise ValueError("its metrics are not those of a worker")
     return reading
 
@@ -131,6 +143,9 @@ class _Page:
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
+        self._instances: set[str] = set()
+        self._phases: list[str] = []
+        self._up: list[float] = []
 
     def take(self, samples: Iterable[tuple[str, Mapping[str, str], float]]) -> None:
         for name, labels, value in samples:
@@ -138,6 +153,14 @@ class _Page:
                 self._take_of_endpoint(name, labels, value)
             else:
                 self._take_of_worker(name, labels, value)
+
+    def finish(self) -> None:
+        reading = self._reading
+        reading.instance = "+".join(sorted(self._instances))
+        reading.phase = "+".join(dict.fromkeys(self._phases)) or None
+        if self._up:
+            reading.processes = (int(sum(self._up)), len(self._up))
+            reading.phase = reading.phase or "down"
 
     def _take_of_endpoint(self, name: str, labels: Mapping[str, str], value: float) -> None:
         parts = [labels.get(f"dynamo_{part}", "") for part in ("namespace", "component", "endpoint")]
@@ -148,7 +171,7 @@ class _Page:
         if title not in endpoints and len(endpoints) >= MAX_ENDPOINTS:
             return
         endpoint = endpoints.setdefault(title, EndpointReading(title))
-        self._reading.instance = self._reading.instance or printable(labels.get("worker_id", ""), 32)
+        self._note_instance(labels)
         # Added up, because a page may hold several series of one endpoint: errors by type, instances, own labels.
         match name:
             case "dynamo_component_requests_total":
@@ -168,30 +191,37 @@ class _Page:
 
     def _take_of_worker(self, name: str, labels: Mapping[str, str], value: float) -> None:
         reading = self._reading
+        # Added up here too: each process has gauges of its own.
         match name:
             case "dynamo_component_uptime_seconds":
-                reading.uptime = value
-                reading.instance = printable(labels.get("worker_id", ""), 32) or reading.instance
+                reading.uptime = max(reading.uptime or 0.0, value)
+                self._note_instance(labels)
             case "dynamo_work_handler_pool_active_tasks":
-                reading.running = value
+                reading.running = (reading.running or 0) + value
             case "dynamo_work_handler_pool_capacity":
-                reading.running_limit = value
+                reading.running_limit = (reading.running_limit or 0) + value
             case "dynamo_work_handler_queue_depth":
-                reading.queued = value
+                reading.queued = (reading.queued or 0) + value
             case "dynamo_work_handler_queue_capacity":
-                reading.queue_limit = value
+                reading.queue_limit = (reading.queue_limit or 0) + value
             case "dynamo_rejection_request_total":
-                reading.rejected = value
+                reading.rejected += value
             case "dynamo_work_handler_time_to_first_response_seconds_bucket":
                 reading.first_response = _with_bucket(reading.first_response, labels, value)
             case "ingress_loop_lag_seconds_bucket":
                 reading.loop_lag = _with_bucket(reading.loop_lag or Distribution(), labels, value)
             case "ingress_loop_stalls_total":
-                reading.loop_stalls = value
-            case "ingress_drain_phase" if value == 1:
-                reading.phase = printable(labels.get("phase", ""), 20)
+                reading.loop_stalls = (reading.loop_stalls or 0) + value
+            case "ingress_drain_phase" if value == 1 and len(self._phases) < MAX_ENDPOINTS:
+                self._phases.append(printable(labels.get("phase", ""), 20))
+            case "ingress_process_up" if len(self._up) < MAX_ENDPOINTS:
+                self._up.append(float(value == 1))
             case "ingress_build_info":
                 reading.version = printable(labels.get("version", ""), 20)
+
+    def _note_instance(self, labels: Mapping[str, str]) -> None:
+        if (instance := printable(labels.get("worker_id", ""), 32)) and len(self._instances) < MAX_ENDPOINTS:
+            self._instances.add(instance)
 
 
 def _with_bucket(known: Distribution, labels: Mapping[str, str], value: float) -> Distribution:

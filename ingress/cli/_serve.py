@@ -6,11 +6,12 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import trio
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from .._descriptors import raise_descriptor_limit
 from .._process_memory import exempt_what_stays, give_back_large_blocks
@@ -24,22 +25,23 @@ from ._errors import EXIT_FAILED, EXIT_STARTUP, CommandError, usage
 from ._logging import wants_json
 from ._model_options import DEFAULT_MODELS, ModelFlags
 from ._options import DEFAULT_DISCOVERY, DEFAULT_OUTPUT, DiscoveryOptions, OutputOptions, check_endpoint
-from ._screen import Row, call_command, command_lines, print_card
+from ._parent_line import ParentLine
+from ._processes import MAX_PROCESSES, serve_processes
+from ._started import StartedWorker, announce
 from ._status_options import DEFAULT_STATUS, StatusFlags
-from ._targets import Target, resolve_asyncio_targets, resolve_target
+from ._targets import resolve_asyncio_targets, resolve_target
 from ._tls_options import DEFAULT_SECURITY, SecurityOptions
 from ._trace_options import DEFAULT_TRACES, TraceFlags
 from ._worker_options import DEFAULT_WORKER, WorkerOptions
 
 logger = logging.getLogger("ingress.cli")
 
-EXAMPLE_REQUEST = '{"prompt":"hello"}'
-
 
 def serve(
     *targets: str,
     endpoint: Annotated[list[str] | None, Parameter(negative=())] = None,
     asyncio: Annotated[bool, Parameter(negative=())] = False,
+    processes: Annotated[int, Parameter(env_var="INGRESS_PROCESSES", validator=Number(gte=1, lte=MAX_PROCESSES))] = 1,
     worker: WorkerOptions = DEFAULT_WORKER,
     deadlines: DeadlineOptions = DEFAULT_DEADLINES,
     status: StatusFlags = DEFAULT_STATUS,
@@ -61,34 +63,44 @@ def serve(
         namespace.component.endpoint of the first target, of the second, and so on. A single target has a default.
     asyncio
         The targets are asyncio handlers, as written for Dynamo: async def generate(request, context).
+    processes
+        Worker processes that serve the same, each an instance of its own; a crashed one is started again.
     """
-    log_writer = output.set_up_logging(logging.INFO)
+    parent = ParentLine.find(os.environ)
+    log_writer = output.set_up_logging(logging.INFO, process=None if parent is None else parent.number)
     raise_descriptor_limit()
-    endpoints = pair_endpoints(targets, endpoint or [], worker.namespace)
-    found = resolve_asyncio_targets(targets) if asyncio else [resolve_target(text) for text in targets]
-    served = dict(zip(endpoints, found, strict=True))
-    opened = discovery.open()
-    options = {
-        "discovery": opened,
-        "status": status.options(endpoints, worker.namespace),
-        "model": models.cards(endpoints),
-        "tls": security.tls(),
-        "token_keys": security.token_keys(),
-        **worker.keywords(served),
-        **deadlines.keywords(),
-    }
-    # Outside the event loop: the last spans hold up nothing but the end of the process, and that not for long.
-    with traces.tracer() as tracer:
-        made = make_worker({name: target.engine for name, target in served.items()}, tracer=tracer, **options)
-        made.metrics.log_lines_dropped = lambda: log_writer.dropped
-        code = _run(made, served, worker, discovery, opened, output)
+    with contextlib.nullcontext() if parent is None else parent.failures_reported():
+        endpoints = pair_endpoints(targets, endpoint or [], worker.namespace)
+        if parent is None and processes > 1:
+            return serve_processes(processes, worker, status, discovery, output)
+        if parent is not None:
+            worker, status = parent.own_options(worker, status)
+        found = resolve_asyncio_targets(targets) if asyncio else [resolve_target(text) for text in targets]
+        served = dict(zip(endpoints, found, strict=True))
+        opened = discovery.open()
+        options = {
+            "discovery": opened,
+            "status": status.options(endpoints, worker.namespace),
+            "model": models.cards(endpoints),
+            "tls": security.tls(),
+            "token_keys": security.token_keys(),
+            **worker.keywords(served),
+            **deadlines.keywords(),
+        }
+        # Outside the event loop: the last spans hold up nothing but the end of the process, and that not for long.
+        with traces.tracer() as tracer:
+            made = make_worker({name: target.engine for name, target in served.items()}, tracer=tracer, **options)
+            made.metrics.log_lines_dropped = lambda: log_writer.dropped
+            labels = {name: target.label for name, target in served.items()}
+            code = _run(made, labels, parent, worker, discovery, opened, output)
     logger.info("stopped: %s", _ending(made, code))
     return code
 
 
 def _run(
     made: Worker,
-    served: dict[str, Target],
+    labels: Mapping[str, str],
+    parent: ParentLine | None,
     worker: WorkerOptions,
     discovery: DiscoveryOptions,
     opened: Discovery,
@@ -97,24 +109,23 @@ def _run(
     """Serve until told to stop; return the exit code."""
     is_started = False
     console = output.stderr()
-    is_on_terminal = console.is_terminal and not (console.is_dumb_terminal or output.quiet or wants_json(os.environ))
+    is_quiet = output.quiet or wants_json(os.environ) or parent is not None
+    is_on_terminal = console.is_terminal and not (console.is_dumb_terminal or is_quiet)
     show = functools.partial(show_drain, console=console if is_on_terminal else None)
 
     def on_started(started: Worker) -> None:
         nonlocal is_started
         is_started = True
         exempt_what_stays()
-        if output.quiet or wants_json(os.environ):
-            pages = f", status on {started.status.url}" if started.status.url else ""
-            tls = f" ({_tls_of(started)[1:]})" if started.tls is not None else ""
-            logger.info("serving %s on %s%s%s", ", ".join(served), started.address, tls, pages)
+        facts = StartedWorker.of(started, labels)
+        if parent is not None:
+            parent.report_started(facts)
         else:
-            with contextlib.suppress(BrokenPipeError):  # nobody to read it is no reason not to serve
-                _show_card(started, served, worker, discovery, opened, output)
+            announce([facts], started.status.url, started.status.options.health_path, worker, discovery, opened, output)
 
     give_back_large_blocks()
     try:
-        return trio.run(functools.partial(serve_until_signalled, made, on_started, beside=show))
+        return trio.run(functools.partial(serve_until_signalled, made, on_started, beside=show, supervision=parent))
     except IngressError:
         raise
     except Exception as exc:
@@ -148,50 +159,6 @@ def pair_endpoints(targets: Sequence[str], endpoints: Sequence[str], namespace: 
     if len(set(names)) < len(names):
         raise usage("an endpoint is given twice", ", ".join(names), "a name of its own for each target")
     return names
-
-
-def _show_card(
-    worker: Worker,
-    served: dict[str, Target],
-    options: WorkerOptions,
-    discovery: DiscoveryOptions,
-    opened: Discovery,
-    output: OutputOptions,
-) -> None:
-    console = output.stderr()
-    other = "json" if worker.codec == "msgpack" else "msgpack"
-    rows: list[Row] = [[("endpoint", name), ("engine", target.label)] for name, target in served.items()]
-    rows += [
-        [
-            ("request", f"{worker.plane}{_tls_of(worker)} {worker.address}"),
-            ("codec", f"{worker.codec}, reads {other} too"),
-        ],
-        [("discovery", discovery.describe(opened)), ("instance", f"{worker.instance_id:x}")],
-        [
-            ("limits", f"{options.engine_request_limit} at once + {options.request_queue_limit} in line"),
-            ("drain", f"{options.grace:g} s + up to {options.drain_budget:g} s"),
-        ],
-    ]
-    rows += [
-        [("model", card.name), ("input", "token ids" if card.takes_tokens else "text")]
-        for card in worker.models.cards.values()
-    ]
-    if worker.status.url:
-        rows.append([("status", f"{worker.status.url}{worker.status.options.health_path}")])
-    print_card(console, rows)
-    if not opened.is_shared:
-        return
-    console.print("Ctrl-C once drains, twice quits. In another terminal:", style="dim", soft_wrap=True)
-    name, engine = next(iter(served)), next(iter(worker.engines.values()))
-    asking = ["-d", EXAMPLE_REQUEST] if engine.is_unary else ["--bidi"]
-    parts = call_command(name, asking, discovery.flags_to_repeat)
-    console.print(command_lines(console, parts), soft_wrap=True)
-
-
-def _tls_of(worker: Worker) -> str:
-    if worker.tls is None:
-        return ""
-    return "+mtls" if worker.tls.options.is_mutual else "+tls"
 
 
 def _ending(worker: Worker, code: int) -> str:

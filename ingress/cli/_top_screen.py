@@ -94,7 +94,12 @@ def seconds(value: float | None) -> str:
 
 
 def _instance(reading: Reading | None) -> str:
-    return reading.instance or NOTHING if reading is not None else NOTHING
+    if reading is None:
+        return NOTHING
+    if reading.processes is not None:
+        up, count = reading.processes
+        return f"{up}/{count} up" if up < count else f"{count} processes"
+    return reading.instance or NOTHING
 
 
 def rate(worker: WatchedWorker, endpoint: EndpointReading | None, what: str) -> str:
@@ -213,6 +218,7 @@ def _worker_document(worker: WatchedWorker) -> dict[str, Any]:
     return {
         **head,
         "instance": reading.instance,
+        "processes": None if reading.processes is None else dict(zip(("up", "of"), reading.processes, strict=True)),
         "version": reading.version,
         "phase": reading.phase,
         "progress": reading.progress,

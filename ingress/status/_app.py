@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 from attrs import field, frozen
@@ -49,13 +49,32 @@ A plain function runs in a worker thread.
 _TEXT = "text/plain; charset=utf-8"
 
 
+class Pages(Protocol):
+    """What the routes show: of one worker, or of several processes together.
+
+    A page is its HTTP status and what is printed as JSON.
+    """
+
+    @property
+    def health_path(self) -> str: ...
+    @property
+    def live_path(self) -> str: ...
+    @property
+    def engine_routes(self) -> Mapping[str, EngineRoute]: ...
+
+    async def health(self, *, is_verbose: bool) -> tuple[int, Any]: ...
+    async def live(self, *, is_verbose: bool) -> tuple[int, Any]: ...
+    async def metrics(self, *, openmetrics: bool) -> bytes: ...
+    async def progress(self) -> tuple[int, Any]: ...
+
+
 @frozen(kw_only=True)
 class StatusPages:
-    """What the routes show."""
+    """The pages of one worker."""
 
-    health: HealthState
+    state: HealthState
     registry: CollectorRegistry
-    progress: Callable[[], Progress]
+    read_progress: Callable[[], Progress]
     details: Callable[[], Mapping[str, Any]] = dict
     """More for ``/health?verbose``: codec, limits, drain."""
 
@@ -65,8 +84,34 @@ class StatusPages:
     is_live_when_ready: bool = False
     """As in released workers: ``/live`` turns 503 together with ``/health``."""
 
+    # Pages are printed one at a time: a hundred scrapes at once take turns with the streams between their pieces.
+    _printing: trio.Lock = field(factory=trio.Lock, init=False)
 
-def make_app(pages: StatusPages) -> Starlette:
+    async def health(self, *, is_verbose: bool) -> tuple[int, Any]:
+        shown = self.state.to_json()
+        if is_verbose:
+            shown |= {"reasons": self.state.reasons(), **self.details()}
+        return 200 if self.state.is_ready else 503, shown
+
+    async def live(self, *, is_verbose: bool) -> tuple[int, Any]:
+        if self.is_live_when_ready:
+            return await self.health(is_verbose=is_verbose)
+        return 200, self.state.to_json()
+
+    async def metrics(self, *, openmetrics: bool) -> bytes:
+        pieces = []
+        async with self._printing:
+            for piece in iter_exposition(self.registry, openmetrics=openmetrics):
+                pieces.append(piece)
+                await trio.lowlevel.checkpoint()
+        return b"".join(pieces)
+
+    async def progress(self) -> tuple[int, Any]:
+        seen = self.read_progress()
+        return 503 if seen.is_stalled else 200, seen.to_json()
+
+
+def make_app(pages: Pages) -> Starlette:
     """Build the application; imports starlette only now."""
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
@@ -75,35 +120,27 @@ def make_app(pages: StatusPages) -> Starlette:
 
     log = RateLimitedLogger(logger)
     page = load_page(pages.health_path)
-    # Pages are printed one at a time: a hundred scrapes at once take turns with the streams between their pieces.
-    printing = trio.Lock()
 
     async def index(request: Request) -> Response:
         return Response(page.body, headers=dict(page.headers), media_type="text/html")
 
     async def health(request: Request) -> Response:
-        code = 200 if pages.health.is_ready else 503
-        if "verbose" not in request.query_params:
-            return Response(pages.health.body(), code, media_type=_TEXT)
-        verbose = {**pages.health.to_json(), "reasons": pages.health.reasons(), **pages.details()}
-        return _json(verbose, code, "application/json")
+        is_verbose = "verbose" in request.query_params
+        code, shown = await pages.health(is_verbose=is_verbose)
+        return _json(shown, code, "application/json" if is_verbose else _TEXT)
 
     async def live(request: Request) -> Response:
-        return await health(request) if pages.is_live_when_ready else Response(pages.health.body(), media_type=_TEXT)
+        code, shown = await pages.live(is_verbose="verbose" in request.query_params)
+        return _json(shown, code, _TEXT)
 
     async def metrics(request: Request) -> Response:
         is_openmetrics = wants_openmetrics(request.headers.get("accept", ""))
-        pieces = []
-        async with printing:
-            for piece in iter_exposition(pages.registry, openmetrics=is_openmetrics):
-                pieces.append(piece)
-                await trio.lowlevel.checkpoint()
         media_type = OPENMETRICS_CONTENT_TYPE if is_openmetrics else TEXT_CONTENT_TYPE
-        return Response(b"".join(pieces), media_type=media_type)
+        return Response(await pages.metrics(openmetrics=is_openmetrics), media_type=media_type)
 
     async def progress(request: Request) -> Response:
-        seen = pages.progress()
-        return _json(seen.to_json(), 503 if seen.is_stalled else 200, "application/json")
+        code, shown = await pages.progress()
+        return _json(shown, code, "application/json")
 
     async def engine(request: Request) -> Response:
         return await _call_engine_route(pages.engine_routes, request.path_params["name"], request, log)

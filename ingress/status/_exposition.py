@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
@@ -35,7 +35,12 @@ def exposition(registry: CollectorRegistry, *, openmetrics: bool = False) -> byt
 
 def iter_exposition(registry: CollectorRegistry, *, openmetrics: bool = False) -> Iterator[bytes]:
     """Yield the page in pieces of well under a millisecond, so that others may run in between."""
-    for metric in registry.collect():
+    return iter_families(registry.collect(), openmetrics=openmetrics)
+
+
+def iter_families(families: Iterable[Metric], *, openmetrics: bool = False) -> Iterator[bytes]:
+    """Yield a page of these families, a family at a time."""
+    for metric in families:
         samples = [sample for sample in metric.samples if sample.name != f"{metric.name}_created"]
         if _is_plain(metric, samples):
             yield _print_plain(metric, samples, openmetrics).encode()

@@ -137,9 +137,9 @@ class WorkerStatus:
     def _pages(self) -> StatusPages:
         options = self.options
         return StatusPages(
-            health=self.health,
+            state=self.health,
             registry=self._metrics.registry,
-            progress=self.progress,
+            read_progress=self.progress,
             details=self._details,
             engine_routes=options.engine_routes,
             health_path=options.health_path,
