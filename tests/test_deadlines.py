@@ -19,6 +19,7 @@ from ingress._dialback import DialBack
 from ingress._dialled import DialledStreams
 from ingress._network import TcpListener, TcpNetwork
 from ingress._serve import make_worker
+from ingress.cli._worker_options import WorkerOptions
 from ingress.discovery import MemoryDiscovery
 from ingress.errors import ResponseStreamError, StartupError
 from ingress.testing import MemoryNetwork
@@ -86,6 +87,11 @@ def test_a_limit_is_a_flag_with_a_variable_and_the_default_of_the_argument(name:
     [option] = [option for option in serve_options() if flag in option.flags]
     assert option.default == inspect.signature(Worker).parameters[name].default
     assert len(option.variables) == 1
+
+
+def test_names_are_looked_up_where_the_flag_says_so() -> None:
+    assert not WorkerOptions().keywords([])["dial_policy"].resolve_names
+    assert WorkerOptions(resolve_names=True).keywords([])["dial_policy"].resolve_names
 
 
 # -- obeyed ----------------------------------------------------------------------------------------------------------

@@ -114,6 +114,15 @@ class WorkerOptions:
     dial_deny: Annotated[
         list[str] | None, _networks("INGRESS_DIAL_DENY", "Network that may not be dialled; repeatable.")
     ] = None
+    resolve_names: Annotated[
+        bool,
+        Parameter(
+            env_var="INGRESS_RESOLVE_NAMES",
+            group=NETWORK,
+            negative=(),
+            help="Look names of callers up; every answer must be allowed.",
+        ),
+    ] = False
     engine_request_limit: Annotated[
         int,
         _number(
@@ -204,7 +213,9 @@ class WorkerOptions:
             "queue_deadline": self.queue_deadline,
             "max_inflight_per_peer": self.max_inflight_per_peer,
             "memory_watermark": None if self.memory_watermark is None else self.memory_watermark / 100,
-            "dial_policy": DialPolicy(self.dial_policy, self.dial_allow or (), self.dial_deny or ()),
+            "dial_policy": DialPolicy(
+                self.dial_policy, self.dial_allow or (), self.dial_deny or (), resolve_names=self.resolve_names
+            ),
             "stop_grace": self.stop_grace,
             "linger": self.grace,
             "drain_budget": self.drain_budget,
