@@ -286,6 +286,9 @@ def pump_response_stream(
                 trap = encoding.send(answer)
     except StopIteration:
         flush()
+    except Exception:
+        flush()  # what came before the failure is on its way, and counted, before it is told
+        raise
 
 
 async def _encode_chunks(

@@ -26,7 +26,9 @@ from ingress._pump import (
     pump_response_stream,
 )
 from ingress.errors import GenerateError, PublishError
+from ingress.metrics import WorkerMetrics
 from ingress.wire.codec import codec_named
+from ingress.wire.records import EndpointId
 from ingress.wire.response import ResponseReceiver, ResponseSender
 
 from .raw_caller import Transcript
@@ -298,6 +300,21 @@ async def test_chunks_are_reported_at_most_once_a_suspension_and_errors_never() 
         await pump.run(engine())
     assert (pump.progress.chunks, pump.progress.error_chunks) == (5, 3)
     assert 1 <= len(pump.notified) <= 2
+
+
+async def test_chunks_before_an_engines_failure_are_sent_and_counted() -> None:
+    async def engine() -> Any:
+        for i in range(3):
+            yield i
+        raise KeyError("oh")
+
+    meter = WorkerMetrics(1).endpoint(EndpointId("a", "b", "c"))
+    async with open_pump() as pump:
+        pump.writer.meter = meter
+        with pytest.raises(KeyError):
+            await pump.run(engine())
+        assert pump.socket.said.items == [0, 1, 2]
+    assert meter.chunks == 3
 
 
 # -- who waits -------------------------------------------------------------------------------------------------------
