@@ -30,6 +30,11 @@ class RequestContext:
     chunk.
     """
 
+    __slots__ = (
+        *("__weakref__", "_ended", "_stop_grace", "_trace", "ending", "endpoint", "headers", "id", "is_killed"),
+        *("kill_reason", "metadata", "say_goodbye", "scope", "span"),
+    )
+
     def __init__(
         self,
         *,

@@ -48,6 +48,12 @@ class DialBack:
     ``context.kill``.
     """
 
+    # Of this and what else an open stream has there may be thousands.
+    __slots__ = (
+        *("_caller", "_close_wait", "_connect_timeout", "_context", "_guard", "_handshake_timeout", "_is_graceful"),
+        *("_max_frame_size", "_network", "_open", "_peer_host", "_readings", "_start_connect", "streams"),
+    )
+
     def __init__(
         self,
         network: Network,

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import AsyncGeneratorType
 from typing import Any
 
 import trio
-from attrs import evolve, field, frozen
+from attrs import define, evolve, field
 from msgspec import UNSET, UnsetType
 
 from ._admission import Admission, Slot
@@ -62,11 +62,18 @@ _QUEUE_DEADLINE = "queue_deadline"
 HealthNotifier = Callable[[], None]
 
 
-@frozen
+@define
 class AdmittedPush:
-    """A push whose control message was read, whose addresses passed, and for which there is room."""
+    """A push whose control message was read, whose addresses passed, and for which there is room; of its own task."""
 
-    push: Push
+    payload: bytes = field(repr=False)
+    """Nothing any more once it has been parsed, for the answer may take much longer."""
+
+    size: int
+    """Bytes of the payload."""
+
+    headers: Mapping[str, str]
+    peer_host: str | None
     shape: IngressDispatch[Any]
     control: RequestControlMessage
     info: ConnectionInfo
@@ -188,7 +195,18 @@ class PushHandler:
                 size = len(push.payload) if push.too_large is None else push.too_large.size
                 arrival = Arrival(self.endpoint_id, size, control, push.headers, push.peer_host)
             slot = self._admission.admit(arrival, peer=push.peer_host, size=len(push.payload))
-            return AdmittedPush(push, shape, control, info, address, slot, push.too_large)
+            return AdmittedPush(
+                push.payload,
+                len(push.payload),
+                push.headers,
+                push.peer_host,
+                shape,
+                control,
+                info,
+                address,
+                slot,
+                push.too_large,
+            )
         except Exception as exc:
             # A shape's bug must not cost the connection its other acks, so it is refused like what cannot be read.
             error = exc if isinstance(exc, IngressError) else DeserializationError(f"shape failed: {exc!r}")
@@ -214,7 +232,7 @@ class PushHandler:
         self.open_requests.add(context)
         try:
             with request_scope(control.id, context.trace_id, context.span_id):
-                self._request_log.received(control.id, len(admitted.push.payload), control.codec_name, context.trace_id)
+                self._request_log.received(control.id, admitted.size, control.codec_name, context.trace_id)
                 await self._handle(admitted, context)
         except BaseException as exc:  # the wall round every request: what comes here is a bug of ours, and ends here
             if is_cancellation(exc):
@@ -227,18 +245,18 @@ class PushHandler:
             admitted.slot.release()
 
     def _context_of(self, admitted: AdmittedPush) -> RequestContext:
-        control, push = admitted.control, admitted.push
-        parent = read_trace_context(push.headers)
+        control, headers = admitted.control, admitted.headers
+        parent = read_trace_context(headers)
         span = None
         if self._tracer is not None:
-            of_frontend = push.headers.get("x-request-id")
-            start = RequestStart(control.id, control.codec_name, len(push.payload), parent, of_frontend)
+            of_frontend = headers.get("x-request-id")
+            start = RequestStart(control.id, control.codec_name, admitted.size, parent, of_frontend)
             span = start_span(self._tracer, start)
         return RequestContext(
             request_id=control.id,
             endpoint=self.endpoint_id,
             metadata=control.metadata or {},
-            headers=push.headers,
+            headers=headers,
             trace=parent,
             span=span,
             stop_grace=self._stop_grace,
@@ -250,7 +268,7 @@ class PushHandler:
             self._streams,
             context,
             self._dial_guard,
-            admitted.push.peer_host,
+            admitted.peer_host,
             connect_timeout=self._limits.connect_timeout,
             handshake_timeout=self._limits.handshake_timeout,
             close_wait=self._limits.close_wait,
@@ -265,7 +283,7 @@ class PushHandler:
                 self._limits.write_stall_timeout,
                 self.metrics,
             )
-            with self.metrics.request_in_flight(len(admitted.push.payload)) as guard:
+            with self.metrics.request_in_flight(admitted.size) as guard:
                 try:
                     with context.scope:
                         await self._answer(admitted, context, response, guard)
@@ -314,8 +332,9 @@ class PushHandler:
                 if admitted.failure is not None:
                     raise admitted.failure
                 parsed = await admitted.shape.parse_and_build_request(
-                    admitted.push.payload, admitted.control, response.dial_back
+                    admitted.payload, admitted.control, response.dial_back
                 )
+                admitted.payload = b""
                 request = parsed.request
         except Exception as exc:  # also what a shape did not mean to raise: the caller is told all the same
             event = error_event_of(exc)
@@ -471,7 +490,7 @@ class PushHandler:
             self._notify_health()
 
     def _observe_network_transit(self, admitted: AdmittedPush) -> None:
-        header = admitted.push.headers.get("x-frontend-send-ts-ns", "")
+        header = admitted.headers.get("x-frontend-send-ts-ns", "")
         stamp: int | UnsetType = admitted.control.frontend_send_ts_ns
         if header.isascii() and header.isdigit() and len(header) < 21 and 0 < (sent := int(header)) < 2**64:
             stamp = sent

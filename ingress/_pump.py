@@ -106,6 +106,20 @@ class ResponseWriter:
     lives only as long as there is something to send. Used by one request's tasks; dead after a failure.
     """
 
+    __slots__ = (
+        *(
+            "_is_draining",
+            "_on_failure",
+            "_progress",
+            "_send_nowait",
+            "_sending",
+            "_stall_timeout",
+            "_stream",
+            "_tasks",
+        ),
+        *("buffer", "failure", "meter"),
+    )
+
     def __init__(
         self,
         stream: trio.abc.SendStream,

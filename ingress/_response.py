@@ -53,6 +53,11 @@ class Response:
     was cut.
     """
 
+    __slots__ = (
+        *("_address", "_context", "_info", "_meter", "_stall_timeout", "_writer", "dial_back", "error_type"),
+        *("is_clean_end", "is_whole", "progress", "publish_error", "sender"),
+    )
+
     def __init__(
         self,
         dial_back: DialBack,

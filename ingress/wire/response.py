@@ -41,6 +41,8 @@ class ResponseSender:
     Every method returns the bytes to write and raises LocalProtocolError when called out of order.
     """
 
+    __slots__ = ("_codec", "body_bytes", "state")
+
     def __init__(self, codec: PayloadCodec) -> None:
         self.state = ResponseState.HANDSHAKE
         self.body_bytes = 0
