@@ -18,7 +18,6 @@ from ._text import printable
 from ._worker import CLOSING_TIME, EngineLike, Worker
 from .discovery import FileDiscovery, default_directory
 from .errors import StartupError
-from .tls import TlsContexts
 
 logger = logging.getLogger("ingress.worker")
 
@@ -127,8 +126,8 @@ async def serve_until_signalled(
             async with trio.open_nursery() as nursery:
                 await nursery.start(_drain_on_signal, worker, nursery.cancel_scope, forced, last_resort)
                 nursery.start_soon(_leave_when_stuck, worker)
-                if worker.tls is not None and hasattr(signal, "SIGHUP"):
-                    await nursery.start(_reload_on_hangup, worker.tls)
+                if hasattr(signal, "SIGHUP"):
+                    await nursery.start(_reload_on_hangup, worker)
                 await nursery.start(dump_tasks_on_signal)
                 if beside is not None:
                     nursery.start_soon(_run_beside, beside, worker)
@@ -175,11 +174,13 @@ async def _drain_on_signal(
                 last_resort[-1].start()
 
 
-async def _reload_on_hangup(tls: TlsContexts, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+async def _reload_on_hangup(worker: Worker, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    """Take a hangup for what it means to a service, also where there is nothing to read again: it never ends one."""
     with trio.open_signal_receiver(signal.SIGHUP) as signals:
         task_status.started()
         async for _ in signals:
-            tls.reload()
+            logger.info("SIGHUP: reading certificates and keys again, as far as there are any")
+            worker.reload()
 
 
 async def _leave_when_stuck(worker: Worker) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import re
 import time
 from collections import OrderedDict
@@ -21,10 +22,13 @@ from pathlib import Path
 
 from attrs import field, frozen
 
+from ._rotation import Rotated
 from .abc import Push
 from .errors import StartupError, TokenRefused
 from .tls import check_key_file
 from .wire.messages import ConnectionInfo, RequestControlMessage
+
+logger = logging.getLogger("ingress.token")
 
 TOKEN_HEADER = "x-ingress-token"  # noqa: S105 - a header's name
 
@@ -49,6 +53,9 @@ class TokenKeys:
     """The keys of a process, by id. The first one signs, all are taken: a rotation has two."""
 
     keys: Mapping[str, bytes] = field(repr=False)
+
+    path: Path | None = None
+    """The file they were read from, and are read from again when it changes; None where they came otherwise."""
 
     @classmethod
     def parse(cls, text: str) -> TokenKeys:
@@ -81,7 +88,7 @@ class TokenKeys:
         """
         try:
             check_key_file(path)
-            return cls.parse(path.read_text(encoding="utf-8"))
+            return cls(cls.parse(path.read_text(encoding="utf-8")).keys, path)
         except (OSError, UnicodeDecodeError) as exc:
             raise StartupError(f"token keys cannot be used: {exc}") from exc
 
@@ -92,11 +99,31 @@ class TokenKeys:
         return f"v1.{key_id}.{seconds}.{_digest(key, path, request_id, address, seconds, payload)}"
 
 
+class TokenKeyring:
+    """The keys in use: those of a file as it is now, others as they were given; for one event loop.
+
+    Raises:
+        StartupError: the file cannot be used any more.
+    """
+
+    def __init__(self, keys: TokenKeys) -> None:
+        self._given = keys
+        path = keys.path
+        self._file = None if path is None else Rotated((path,), lambda: TokenKeys.read(path), "token keys", logger)
+
+    def current(self) -> TokenKeys:
+        return self._given if self._file is None else self._file.current()
+
+    def reload(self) -> bool:
+        """Read the file again, where there is one; tell whether that worked. Raises nothing."""
+        return self._file is None or self._file.reload()
+
+
 class TokenGuard:
     """Lets in requests with a good token; one a worker."""
 
     def __init__(self, keys: TokenKeys, *, clock: Callable[[], float] = time.time) -> None:
-        self._keys = keys
+        self.keyring = TokenKeyring(keys)
         self._clock = clock
         self._seen: OrderedDict[bytes, None] = OrderedDict()
 
@@ -111,7 +138,7 @@ class TokenGuard:
             raise TokenRefused("no token in form v1")
         key_id, seconds, given = match[1], match[2], match[3]
         # What costs nothing first: hashing 32 MiB takes 28 ms.
-        if (key := self._keys.keys.get(key_id)) is None:
+        if (key := self.keyring.current().keys.get(key_id)) is None:
             raise TokenRefused("token is of a key that is not known")
         if abs(self._clock() - int(seconds)) > WINDOW:
             raise TokenRefused(f"token is more than {WINDOW} s old, or from the future")

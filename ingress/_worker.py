@@ -144,8 +144,7 @@ class Worker:
         """The certificates in use; None without TLS."""
         if self.tls is not None:
             self._network = TlsNetwork(self._network, self.tls)
-        token_guard = None if token_keys is None else TokenGuard(token_keys)
-        self._wants_tokens = token_guard is not None
+        self._token_guard = token_guard = None if token_keys is None else TokenGuard(token_keys)
         self._shapes = list(load_shapes() if shapes is None else shapes)
         self.plane = plane if isinstance(plane, str) else type(plane).__name__
         """The request plane's name."""
@@ -252,6 +251,13 @@ class Worker:
     def drain(self) -> None:
         """Ask for the orderly end; returns at once, :meth:`serve` returns when it is over."""
         self._drain_requested.set()
+
+    def reload(self) -> None:
+        """Read certificates and token keys again, as happens by itself when their files change. Raises nothing."""
+        if self.tls is not None:
+            self.tls.reload()
+        if self._token_guard is not None:
+            self._token_guard.keyring.reload()
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until :meth:`drain` has been asked for and done, or until cancelled.
@@ -379,7 +385,7 @@ class Worker:
         text = refusal_text(error)
         # While closing there is no time left to tell anybody anything; and where tokens are wanted, nobody is dialled
         # without one.
-        may_tell = self.phase is not Phase.CLOSING and not self._wants_tokens
+        may_tell = self.phase is not Phase.CLOSING and self._token_guard is None
         if may_tell and (told := self._legacy.plan(push, error)) is not None:
             self._start_request(self._legacy.tell, told, text)
             return ""

@@ -69,6 +69,21 @@ def test_a_worker_that_wants_tokens_takes_calls_with_one_only(tmp_path: Path) ->
         assert bad.returncode == 1 and "request token refused" in bad.stderr
 
 
+def test_a_hangup_reads_token_keys_again(tmp_path: Path) -> None:
+    kv, other = str(tmp_path / "kv"), f"other:{'cd' * 32}"
+    keys = tmp_path / "keys"
+    keys.write_text(TOKEN_KEYS)
+    keys.chmod(0o600)
+    with serving("echo", "--grace", "0", "--token-keys-path", str(keys), cwd=tmp_path, DYN_FILE_KV=kv) as worker:
+        keys.write_text(f"{other}\n{TOKEN_KEYS}\n")
+        worker.process.send_signal(signal.SIGHUP)
+        while "token keys read again" not in (line := worker.next_line()):
+            assert line, "it ended"
+        for text in (other, TOKEN_KEYS):
+            called = run("call", "generate", "-d", "1", cwd=tmp_path, DYN_FILE_KV=kv, INGRESS_TOKEN_KEYS=text)
+            assert (called.returncode, called.stdout) == (0, "1\n"), called.stderr
+
+
 @pytest.mark.parametrize(
     ("variables", "said"),
     [

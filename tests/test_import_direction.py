@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 TABLE: tuple[tuple[str, ...], ...] = (
     ("errors", "_version"),
     ("_bucket_counts", "_log_repeats", "_log_writer", "_memory_watermark", "_network", "_tallies", "_text", "wire"),
-    ("handover",),
+    ("_rotation", "handover"),
     ("_logging", "_threads", "_tracing", "abc", "bodies", "_collectors", "_failures"),
     ("_context", "_dialled", "_request_log", "otel", "tls"),
     ("_token",),

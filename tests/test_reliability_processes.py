@@ -257,7 +257,7 @@ async def check_failover(first: Worker, second: Worker, file_kv: Path) -> None:
 
 
 async def test_r08_signals_that_are_not_ours_change_nothing(worker: Worker) -> None:
-    for number in (signal.SIGPIPE, signal.SIGWINCH, signal.SIGCHLD, signal.SIGURG):
+    for number in (signal.SIGHUP, signal.SIGPIPE, signal.SIGWINCH, signal.SIGCHLD, signal.SIGURG):
         worker.process.send_signal(number)
         await worker.assert_alive()
 

@@ -534,13 +534,13 @@ def test_files_that_cannot_be_used_are_told_at_start(authority: Authority, tmp_p
             TlsContexts(authority.options("server", **change))
 
 
-def test_at_least_tls_1_2_and_no_renegotiation(authority: Authority) -> None:
+async def test_at_least_tls_1_2_and_no_renegotiation(authority: Authority) -> None:
     contexts = TlsContexts(authority.options(mutual=True))
-    for context in (contexts._server, contexts._client):
+    for context in (contexts.server(), contexts.client()):
         assert context.minimum_version is ssl.TLSVersion.TLSv1_2
         assert context.options & ssl.OP_NO_RENEGOTIATION
         assert context.verify_mode is ssl.CERT_REQUIRED
-    assert contexts._client.check_hostname
+    assert contexts.client().check_hostname
 
 
 async def until(is_so: Callable[[], bool]) -> None:

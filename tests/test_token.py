@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 import ingress
 from ingress import TokenKeys, _token
@@ -153,6 +154,85 @@ def test_bad_keys_are_refused_and_not_shown(text: str) -> None:
     with pytest.raises(StartupError) as caught:
         TokenKeys.parse(text)
     assert not text or text.rpartition(":")[2] not in str(caught.value) or len(text) < 3
+
+
+# -- keys that rotate -----------------------------------------------------------------------------------------------
+
+
+class KeyFile:
+    """A file of keys as an operator rotates it: a new one is moved over the old."""
+
+    def __init__(self, directory: Path, text: str) -> None:
+        self.path = directory / "keys"
+        self.write(text)
+
+    def write(self, text: str, mode: int = 0o600) -> None:
+        fresh = self.path.with_name("keys.new")
+        fresh.write_text(text)
+        fresh.chmod(mode)
+        fresh.replace(self.path)
+
+
+def signed_by(text: str, number: int) -> Push:
+    """A push of its own for each number, for a token passes once."""
+    payload = encode_two_part(control().encode(), str(number).encode())
+    token = TokenKeys.parse(text).sign(PATH, "r-1", "127.0.0.1:4000", payload, now=NOW)
+    return Push(PATH, payload, {TOKEN_HEADER: token})
+
+
+async def test_keys_rotate_with_their_file_and_both_of_a_rotation_are_valid(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    old, new = f"old:{OLD}", f"new:{NEW}"
+    file = KeyFile(tmp_path, old)
+    guard = TokenGuard(TokenKeys.read(file.path), clock=lambda: NOW)
+    guard.check(signed_by(old, 1), control())
+    file.write(f"{new}\n{old}\n")
+    with pytest.raises(TokenRefused):
+        guard.check(signed_by(new, 2), control())  # the file is looked at once a second
+    await trio.sleep(1.1)
+    guard.check(signed_by(new, 3), control())
+    guard.check(signed_by(old, 4), control())
+    file.write(new)
+    await trio.sleep(1.1)
+    guard.check(signed_by(new, 5), control())
+    with pytest.raises(TokenRefused, match="not known"):
+        guard.check(signed_by(old, 6), control())
+    with pytest.raises(TokenRefused, match="used before"):
+        guard.check(signed_by(new, 3), control())  # what was seen stays seen
+
+
+@pytest.mark.parametrize(("text", "mode"), [("junk", 0o600), (f"new:{NEW}", 0o644)], ids=["no keys", "open to others"])
+async def test_new_keys_that_cannot_be_used_change_nothing_and_are_told_and_not_shown(
+    text: str, mode: int, tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = KeyFile(tmp_path, f"old:{OLD}")
+    guard = TokenGuard(TokenKeys.read(file.path), clock=lambda: NOW)
+    file.write(text, mode)
+    await trio.sleep(1.1)
+    guard.check(signed_by(f"old:{OLD}", 1), control())
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line.startswith("token keys cannot be read again, the old ones go on: ")
+    assert NEW not in line and "junk" not in line
+    file.write(f"new:{NEW}")
+    await trio.sleep(1.1)
+    guard.check(signed_by(f"new:{NEW}", 2), control())
+
+
+async def test_a_caller_signs_with_what_its_file_holds_now(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """To rotate, workers are given both keys, then callers the new one: neither has to be started again."""
+    file = KeyFile(tmp_path, f"old:{OLD}")
+    options: dict[str, Any] = {"token_keys": TokenKeys.parse(f"new:{NEW}")}
+    async with ingress.testing.memory_worker(
+        echo_headers, client_options={"token_keys": TokenKeys.read(file.path), "set_aside": 0.0}, **options
+    ) as client:
+        with pytest.raises(NotAccepted):
+            async with client.stream("demo.backend.generate", {}):
+                pass
+        file.write(f"new:{NEW}")
+        await trio.sleep(1.1)
+        async with client.stream("demo.backend.generate", {}) as responses:
+            assert "request-id" in await anext(responses)
 
 
 # -- a worker that wants them ----------------------------------------------------------------------------------------

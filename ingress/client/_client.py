@@ -12,7 +12,7 @@ from typing import Any
 import trio
 
 from .._text import printable
-from .._token import TokenKeys
+from .._token import TokenKeyring, TokenKeys
 from ..abc import InstanceView
 from ..errors import IngressError, LocalProtocolError, NoDialBack, NoInstances
 from ..wire.messages import CodecName, ErrorEvent, RequestControlMessage
@@ -61,7 +61,7 @@ class Client:
         self._codec = codec
         self._dial_back_timeout = dial_back_timeout
         self._max_message_size = max_message_size
-        self._token_keys = token_keys
+        self._token_keyring = None if token_keys is None else TokenKeyring(token_keys)
         self._streams: set[ResponseStream | BidirectionalStream] = set()
         self._closing = trio.Event()
 
@@ -201,7 +201,12 @@ class Client:
     ) -> AsyncIterator[ResponseStream]:
         """Push the request and read its answer inside; what both kinds of calls share."""
         frame = request_frame(
-            target, control, body, headers, max_message_size=self._max_message_size, token_keys=self._token_keys
+            target,
+            control,
+            body,
+            headers,
+            max_message_size=self._max_message_size,
+            token_keys=None if self._token_keyring is None else self._token_keyring.current(),
         )
         responses = ResponseStream(
             appointment,

@@ -1,7 +1,6 @@
 """The two TLS contexts of a process, read again when their files change.
 
-A certificate that is rotated serves from the next connection on; what is open stays open. New files that cannot be
-used, half of a rotation among them, change nothing: the old ones go on, a line says so, and they are tried again.
+A certificate that is rotated serves from the next connection on; what is open stays open.
 """
 
 from __future__ import annotations
@@ -11,19 +10,21 @@ import ssl
 from collections.abc import Mapping
 from pathlib import Path
 
-import trio
+from attrs import frozen
 
-from .._text import RateLimitedLogger, printable
+from .._rotation import Rotated
 from ..errors import StartupError
 from ._certificates import expiry_of_file
 from ._options import TlsOptions, check_key_file
 
 logger = logging.getLogger("ingress.tls")
 
-# How often files are looked at, and only when a connection is made: a few microseconds each.
-CHECK_INTERVAL = 1.0
 
-_Fingerprint = tuple[tuple[int, int, int, int] | None, ...]
+@frozen
+class _Loaded:
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+    expiries: Mapping[str, float]
 
 
 class TlsContexts:
@@ -35,59 +36,37 @@ class TlsContexts:
 
     def __init__(self, options: TlsOptions) -> None:
         self.options = options
-        self._log = RateLimitedLogger(logger, per_second=1)
-        self._fingerprint = _fingerprint_of(options.files)
-        try:
-            self._load()
-        except (OSError, ValueError) as exc:
-            raise StartupError(f"TLS files cannot be used: {_reason(exc, options)}") from exc
-        self._checked_at: float | None = None
+        self._files = Rotated(options.files, self._load, "certificates", logger)
 
     def server(self) -> ssl.SSLContext:
         """The context of connections that come in."""
-        self._check_files()
-        return self._server
+        return self._files.current().server
 
     def client(self) -> ssl.SSLContext:
         """The context of connections that go out."""
-        self._check_files()
-        return self._client
+        return self._files.current().client
 
     def expiries(self) -> Mapping[str, float]:
         """Unix times at which what was loaded expires, by what it is for; the words are fixed."""
-        return self._expiries
+        return self._files.loaded.expiries
 
     def reload(self) -> bool:
         """Read every file again, whether it changed or not; tell whether that worked. Raises nothing."""
-        fingerprint = _fingerprint_of(self.options.files)
-        try:
-            self._load()
-        except (OSError, ValueError) as exc:
-            reason = printable(_reason(exc, self.options))
-            self._log.log(
-                logging.ERROR, "certificates", "certificates cannot be read again, the old ones go on: %s", reason
-            )
-            return False
-        self._fingerprint = fingerprint
-        logger.info("certificates read again")
-        return True
+        return self._files.reload()
 
-    def _check_files(self) -> None:
-        now = trio.current_time()
-        if self._checked_at is not None and 0.0 <= now - self._checked_at < CHECK_INTERVAL:
-            return
-        self._checked_at = now
-        if _fingerprint_of(self.options.files) != self._fingerprint:
-            self.reload()
-
-    def _load(self) -> None:
+    def _load(self) -> _Loaded:
         """Make both contexts; where one fails, neither is taken."""
         options = self.options
-        server, client = make_server_context(options), make_client_context(options)
         paths = {"server": options.cert_path, "client": options.client_cert_path}
         paths |= {"ca": options.ca_cert_path, "client_ca": options.client_ca_cert_path}
-        expiries = {name: expiry_of_file(path) for name, path in paths.items() if path is not None}
-        self._server, self._client, self._expiries = server, client, expiries
+        try:
+            return _Loaded(
+                make_server_context(options),
+                make_client_context(options),
+                {name: expiry_of_file(path) for name, path in paths.items() if path is not None},
+            )
+        except (OSError, ValueError) as exc:
+            raise StartupError(f"TLS files cannot be used: {_reason(exc, options)}") from exc
 
 
 def make_server_context(options: TlsOptions) -> ssl.SSLContext:
@@ -149,16 +128,3 @@ def _reason(exc: Exception, options: TlsOptions) -> str:
         missing = [str(path) for path in options.files if not path.exists()]
         return f"no such file: {', '.join(missing)}"
     return str(exc)
-
-
-def _fingerprint_of(files: tuple[Path, ...]) -> _Fingerprint:
-    """What changes when a file is written, replaced, or a symbolic link on the way to it is turned."""
-    marks: list[tuple[int, int, int, int] | None] = []
-    for path in files:
-        try:
-            found = path.stat()
-        except OSError:
-            marks.append(None)
-        else:
-            marks.append((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
-    return tuple(marks)
