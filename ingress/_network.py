@@ -183,6 +183,10 @@ class TcpConnect:
     def __init__(self, raw: socket.socket) -> None:
         self._raw = raw
 
+    def close(self) -> None:
+        """Leave it."""
+        self._raw.close()
+
     async def wait(self) -> TcpStream:
         """Wait for the other end, once; closes where that fails. Raises OSError; the caller bounds the wait."""
         raw = self._raw

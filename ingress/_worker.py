@@ -167,7 +167,10 @@ class Worker:
         self._tallies = plane.tallies if isinstance(plane, TcpRequestPlane) else Tallies()
         self._own_addresses: list[tuple[str, int]] = []
         dial_guard = DialGuard(
-            DialPolicy() if dial_policy is None else dial_policy, self._own_addresses, tallies=self._tallies
+            DialPolicy() if dial_policy is None else dial_policy,
+            self._own_addresses,
+            tallies=self._tallies,
+            connects_at_once=hasattr(self._network, "start_connect"),
         )
         self._streams = DialledStreams()
         self._drain_requested = trio.Event()
