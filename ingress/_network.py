@@ -20,8 +20,9 @@ from .errors import StartupError
 # A silent peer on a dead link is noticed after 60 + 4 * 15 seconds.
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 60, 15, 4
 
-# Unacknowledged bytes on a dead link are given up after this long; at least the write-stall limit.
-USER_TIMEOUT_MS = 60_000
+# Unacknowledged bytes on a dead link are given up after this long. The kernel takes a peer that reads nothing for dead
+# as well, so that it is more than the 60 s of our own limits, which come first and are counted.
+USER_TIMEOUT_MS = 63_000
 
 DEFAULT_BACKLOG = 4096
 DEFAULT_READ_SIZE = 64 * 1024
