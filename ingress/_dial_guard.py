@@ -13,10 +13,10 @@ from collections.abc import Collection
 import trio
 
 from ._dial_limits import DialLimits
-from ._dial_policy import DialPolicy
+from ._dial_policy import DialPolicy, is_of_this_host
 from ._network import join_host_port
 from ._tallies import Tallies
-from .errors import DialBackRefused, ResponseStreamError, UnsupportedTransport
+from .errors import DialBackRefused, DialsPending, ResponseStreamError, UnsupportedTransport
 from .wire.addresses import HostName, SocketAddress, parse_address, parse_host_name
 from .wire.messages import MAX_SUBJECT, ConnectionInfo, StreamAddress, StreamType
 
@@ -42,11 +42,17 @@ class DialGuard:
         *,
         limits: DialLimits | None = None,
         tallies: Tallies | None = None,
+        connects_at_once: bool = False,
     ) -> None:
+        """
+        Args:
+            connects_at_once: the network does, on the same machine.
+        """
         self.limits = DialLimits() if limits is None else limits
         self._policy = policy
         self._own_addresses = own_addresses
         self._tallies = Tallies() if tallies is None else tallies
+        self._connects_at_once = connects_at_once
         self._lookups = trio.CapacityLimiter(_MAX_LOOKUPS)
         # A caller has one listener for all its streams; what was refused is looked at each time.
         self._allowed = functools.lru_cache(maxsize=_MAX_REMEMBERED)(self._read_allowed)
@@ -58,17 +64,24 @@ class DialGuard:
 
         Raises:
             ResponseStreamError: unreadable, of another request, of another transport, or not allowed.
+            DialsPending: too many others of this peer wait to be dialled.
         """
         try:
             info = read_connection_info(stream, request_id, stream_type)
             if self._policy.resolve_names and (name := parse_host_name(info.address)) is not None:
+                self._check_line(peer_host, name)
                 return info, name
             address = self._allowed(info.address, peer_host, len(self._own_addresses))
             self._check_failing(address)
         except DialBackRefused as exc:
             self._tallies.dial_denied[exc.reason] += 1
             raise
+        self._check_line(peer_host, address)
         return info, address
+
+    def may_connect_at_once(self, target: DialTarget) -> bool:
+        """Tell whether a connect to the target may be over as soon as it has begun, and then needs no turn."""
+        return self._connects_at_once and isinstance(target, SocketAddress) and is_of_this_host(target.ip)
 
     async def resolve(self, peer_host: str | None, name: HostName) -> SocketAddress:
         """Look a name up once and return the literal address to dial; every answer must pass.
@@ -99,6 +112,12 @@ class DialGuard:
         address = parse_address(text)
         self._policy.check(address, peer_host=peer_host, own_addresses=self._own_addresses)
         return address
+
+    def _check_line(self, peer_host: str | None, target: DialTarget) -> None:
+        if self.limits.is_idle or self.may_connect_at_once(target):
+            return
+        if self.limits.is_line_long(peer_host, target):
+            raise DialsPending("too many dial-backs of this caller's address are pending")
 
     def _check_failing(self, address: SocketAddress) -> None:
         if self.limits.is_failing(address):

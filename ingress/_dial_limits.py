@@ -1,77 +1,151 @@
-"""How many dial-backs may be pending, and which addresses fail too often to be tried now."""
+"""How many dial-backs may be pending, whose turn it is, and which addresses are not to be tried now.
+
+Pending is a dial that was not connected at once, as nearly all are on the same machine. Of those a peer and an address
+have their shares. Dials to addresses that have answered before go first and have turns that others cannot take, so that
+who names silent addresses keeps waiting only those who have never been reached either.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Hashable, Iterable
 
 import trio
 
+from .errors import ResponseStreamError
 from .wire.addresses import SocketAddress
 
-# Peers wait for their own dials only: one that names a black hole holds at most its share, and what it has left serves
-# its other addresses, for behind one peer there may be many callers.
+# For behind one peer there may be many callers.
 MAX_PENDING_DIALS = 256
 MAX_PENDING_DIALS_OF_PEER = 64
 MAX_PENDING_DIALS_OF_PEER_TO_ADDRESS = 48
 
-# So many failures within a second, and the address is refused for the next one. Dials that succeed are never limited:
-# a caller has one listener for all its streams.
+# To an address that has not answered yet: the first answer makes room for the others.
+MAX_PENDING_DIALS_TO_NEW_ADDRESS = 8
+
+# The part of all turns, and of a peer's, that only addresses that have answered get.
+_RESERVED = 1 / 4
+
+# What a dial is given once another address waits for its turn. A lost SYN is sent again after a second.
+HURRIED_TIMEOUT = 1.5
+
+# A line that is longer, and whose first has waited for so long, takes nobody more: an address that has answered may be
+# slow for once; what comes in one burst has not waited.
+MAX_LINE = 64
+_PATIENCE_WITH_NEW, _PATIENCE = 0.25, 1.5
+
+# So many failures within a second, or one dial without an answer, and the address is refused for the next one. Dials
+# that succeed are never limited: a caller has one listener for all its streams.
 MAX_FAILURES = 64
 FAILURE_WINDOW = 1.0
 
-# Addresses that failed lately; beyond it the one that failed first is forgotten.
+# Addresses that failed lately, and such that have answered; beyond it the one that did first is forgotten.
 _MAX_REMEMBERED = 1024
+_MAX_ANSWERED = 4096
 
 
 class DialLimits:
     """The dials of one worker; for its event loop."""
 
     def __init__(self) -> None:
-        self._all = _Share(MAX_PENDING_DIALS)
-        self._shares: dict[object, _Share] = {}
+        self._all = _Share(MAX_PENDING_DIALS, _RESERVED)
+        self._shares: dict[Hashable, _Share] = {}
         self._failures: dict[SocketAddress, _Failures] = {}
+        self._answered: OrderedDict[Hashable, None] = OrderedDict()
+        self._last_answered: Hashable = None
 
     @property
     def is_idle(self) -> bool:
         """True while no dial is pending: the next one has its turn at once."""
         return not self._shares
 
-    async def take_turn(self, peer_host: str | None, target: object) -> Turn:
+    # -- turns ---------------------------------------------------------------------------------------------------------
+
+    async def take_turn(self, peer_host: str | None, target: Hashable) -> Turn:
         """Wait for a turn among the dials of the peer to the target, of the peer, and of all; release it when done.
 
-        The caller bounds the wait.
+        The wait ends: whose turn others wait for is given up sooner.
+
+        Raises:
+            ResponseStreamError: the target has left another dial unanswered meanwhile.
         """
-        turn = Turn(self, ((peer_host, target), peer_host))
+        turn = Turn(self, peer_host, target)
         try:
             for share in turn.shares:
-                if share.free > 0 and not share.waiting:  # without a checkpoint, for nearly every request
-                    share.free -= 1
-                else:
-                    await share.wait()
+                if not share.take_nowait(turn):
+                    await share.wait(turn)
                 turn.taken += 1
         except BaseException:
             turn.release()
             raise
         return turn
 
-    def _share(self, key: object, most: int) -> _Share:
+    def take_turn_nowait(self, peer_host: str | None, target: Hashable) -> Turn | None:
+        """Take a turn if there is one."""
+        turn = Turn(self, peer_host, target)
+        for share in turn.shares:
+            if not share.take_nowait(turn):
+                turn.release()
+                return None
+            turn.taken += 1
+        return turn
+
+    def is_line_long(self, peer_host: str | None, target: Hashable) -> bool:
+        """Tell whether one more had too long to wait."""
+        if not self._shares:
+            return False
+        has_answered = target in self._answered
+        patience = _PATIENCE if has_answered else _PATIENCE_WITH_NEW
+        latest = trio.current_time() - patience
+        return any(
+            (share := self._shares.get(key)) is not None and share.is_long(has_answered, latest)
+            for key in ((peer_host, target), peer_host)
+        )
+
+    def _share(self, key: Hashable, most: int, reserved: float = 0.0) -> _Share:
         share = self._shares.get(key)
         if share is None:
-            share = self._shares[key] = _Share(most)
+            share = self._shares[key] = _Share(most, reserved)
         share.users += 1
         return share
 
-    def _drop(self, key: object) -> None:
+    def _drop(self, key: Hashable) -> None:
         share = self._shares[key]
         share.users -= 1
         if not share.users:
             del self._shares[key]
 
-    def record_failure(self, address: SocketAddress) -> None:
-        """Note that a dial was refused or timed out."""
+    # -- addresses -----------------------------------------------------------------------------------------------------
+
+    def has_answered(self, target: Hashable) -> bool:
+        """Tell whether the last dial to it that has ended was a good one, as far as that is remembered."""
+        return target in self._answered
+
+    def record_answer(self, target: Hashable) -> None:
+        """Note that a dial has succeeded."""
+        if target is self._last_answered:  # one object for all requests of a caller
+            return
+        self._last_answered = target
+        self._answered[target] = None
+        self._answered.move_to_end(target)
+        if len(self._answered) > _MAX_ANSWERED:
+            self._answered.popitem(last=False)
+        if self._failures and isinstance(target, SocketAddress):
+            self._failures.pop(target, None)
+
+    def record_failure(self, target: Hashable, address: SocketAddress | None, *, is_silent: bool) -> None:
+        """Note that a dial to what was asked for was refused or, ``is_silent``, not answered.
+
+        Args:
+            address: what was dialled; None where a name could not even be looked up.
+        """
+        self._answered.pop(target, None)
+        self._last_answered = None
+        if address is None:
+            return
         failures = self._failures.pop(address, None) or _Failures()
         self._failures[address] = failures
-        failures.add(trio.current_time())
+        failures.add(MAX_FAILURES if is_silent else 1, trio.current_time())
         while len(self._failures) > _MAX_REMEMBERED:
             del self._failures[next(iter(self._failures))]
 
@@ -85,22 +159,62 @@ class DialLimits:
 class Turn:
     """The right to dial, in the shares that it counts against."""
 
-    __slots__ = ("_keys", "_limits", "shares", "taken")
+    __slots__ = ("_keys", "_limits", "_scope", "_started_at", "shares", "taken", "target", "waits_since")
 
-    def __init__(self, limits: DialLimits, keys: tuple[object, object]) -> None:
+    def __init__(self, limits: DialLimits, peer_host: str | None, target: Hashable) -> None:
+        self.target = target
+        self.waits_since = 0.0
+        self.taken = 0
         self._limits = limits
-        self._keys = keys
+        self._keys: tuple[Hashable, Hashable] = ((peer_host, target), peer_host)
+        most = MAX_PENDING_DIALS_OF_PEER_TO_ADDRESS if self.is_to_answered else MAX_PENDING_DIALS_TO_NEW_ADDRESS
         self.shares = (
-            limits._share(keys[0], MAX_PENDING_DIALS_OF_PEER_TO_ADDRESS),
-            limits._share(keys[1], MAX_PENDING_DIALS_OF_PEER),
+            limits._share(self._keys[0], most),
+            limits._share(self._keys[1], MAX_PENDING_DIALS_OF_PEER, _RESERVED),
             limits._all,
         )
-        self.taken = 0
+        self._scope: trio.CancelScope | None = None
+        self._started_at = 0.0
+
+    @property
+    def is_to_answered(self) -> bool:
+        return self._limits.has_answered(self.target)
+
+    def begin(self, timeout: float) -> trio.CancelScope:
+        """Return the scope to dial in: with that timeout, or less once others wait for this turn."""
+        self._started_at = trio.current_time()
+        # A scope of one's own, for trio.fail_after() costs three times as much.
+        self._scope = trio.CancelScope(deadline=self._started_at + timeout)
+        if any(share.is_waited_for_beside(self) for share in self.shares[1:]):
+            self.hurry()
+        return self._scope
+
+    def hurry(self) -> None:
+        """Have the dial given up soon."""
+        latest = self._started_at + HURRIED_TIMEOUT
+        if self._scope is not None and self._scope.deadline > latest:
+            self._scope.deadline = latest
+
+    @property
+    def timeout(self) -> float:
+        """What the dial is given."""
+        return self._scope.deadline - self._started_at if self._scope is not None else 0.0
+
+    def note_answer(self) -> None:
+        """Note that the dial has succeeded: those who wait for the same address may go together."""
+        self._limits.record_answer(self.target)
+        self.shares[0].widen(MAX_PENDING_DIALS_OF_PEER_TO_ADDRESS)
+
+    def note_failure(self, address: SocketAddress | None, *, is_silent: bool) -> None:
+        """Note that it has failed: without an answer those who wait for the same address need not try."""
+        self._limits.record_failure(self.target, address, is_silent=is_silent)
+        if is_silent:
+            self.shares[0].dissolve()
 
     def release(self) -> None:
         """Let the next one dial; once."""
         for share in self.shares[: self.taken]:
-            share.give_back()
+            share.give_back(self)
         for key in self._keys:
             self._limits._drop(key)
 
@@ -108,30 +222,82 @@ class Turn:
 class _Share:
     """What pending dials of one kind have in common, while there are any."""
 
-    __slots__ = ("free", "users", "waiting")
+    __slots__ = ("_first", "_holders", "_most", "_others", "_reserved", "users")
 
-    def __init__(self, most: int) -> None:
-        self.free = most
+    def __init__(self, most: int, reserved: float = 0.0) -> None:
         self.users = 0
-        self.waiting: OrderedDict[trio.Event, None] = OrderedDict()
+        self._most = most
+        self._reserved = round(most * reserved)
+        self._holders: dict[Turn, None] = {}
+        # Those who wait: whose addresses have answered, and the others.
+        self._first: OrderedDict[Turn, trio.Event] = OrderedDict()
+        self._others: OrderedDict[Turn, trio.Event] = OrderedDict()
 
-    async def wait(self) -> None:
-        turn = trio.Event()
-        self.waiting[turn] = None
+    def take_nowait(self, turn: Turn) -> bool:
+        if self._line(turn.is_to_answered) or not self._has_room(turn.is_to_answered):
+            return False
+        self._holders[turn] = None
+        return True
+
+    async def wait(self, turn: Turn) -> None:
+        line, woken = self._line(turn.is_to_answered), trio.Event()
+        line[turn] = woken
+        turn.waits_since = trio.current_time()
+        for holder in self._holders:
+            if holder.target != turn.target:
+                holder.hurry()
         try:
-            await turn.wait()
+            await woken.wait()
         except BaseException:
-            if turn.is_set():  # handed over, and cancelled in the same moment
-                self.give_back()
+            if turn in self._holders:  # handed over, and cancelled in the same moment
+                self.give_back(turn)
             else:
-                del self.waiting[turn]
+                line.pop(turn, None)
             raise
+        if turn not in self._holders:
+            raise ResponseStreamError("its address has left another dial-back unanswered")
 
-    def give_back(self) -> None:
-        if self.waiting:
-            self.waiting.popitem(last=False)[0].set()
-        else:
-            self.free += 1
+    def give_back(self, turn: Turn) -> None:
+        del self._holders[turn]
+        self._hand_on()
+
+    def widen(self, most: int) -> None:
+        """Let more of them dial at once."""
+        self._most = max(self._most, most)
+        self._hand_on()
+
+    def dissolve(self) -> None:
+        """Send away those who wait."""
+        for line in (self._first, self._others):
+            while line:
+                line.popitem()[1].set()
+
+    def is_waited_for_beside(self, turn: Turn) -> bool:
+        """Tell whether somebody waits here for another address."""
+        return any(waiting.target != turn.target for line in (self._first, self._others) for waiting in line)
+
+    def is_long(self, is_to_answered: bool, latest: float) -> bool:
+        """Tell whether the line is too long for one more, its first having waited since ``latest`` or before."""
+        line = self._line(is_to_answered)
+        return len(line) >= MAX_LINE and _first_of(line).waits_since <= latest
+
+    def _line(self, is_to_answered: bool) -> OrderedDict[Turn, trio.Event]:
+        return self._first if is_to_answered else self._others
+
+    def _has_room(self, is_to_answered: bool) -> bool:
+        return len(self._holders) < (self._most if is_to_answered else self._most - self._reserved)
+
+    def _hand_on(self) -> None:
+        for is_to_answered in (True, False):
+            line = self._line(is_to_answered)
+            while line and self._has_room(is_to_answered):
+                turn, woken = line.popitem(last=False)
+                self._holders[turn] = None
+                woken.set()
+
+
+def _first_of(turns: Iterable[Turn]) -> Turn:
+    return next(iter(turns))
 
 
 class _Failures:
@@ -142,10 +308,10 @@ class _Failures:
         self._window_start = 0.0
         self._count = 0
 
-    def add(self, now: float) -> None:
+    def add(self, count: int, now: float) -> None:
         if now - self._window_start > FAILURE_WINDOW:
             self._window_start, self._count = now, 0
-        self._count += 1
+        self._count += count
         if self._count >= MAX_FAILURES:
             self.refused_until = now + FAILURE_WINDOW
             self._count = 0

@@ -12,6 +12,7 @@ import trio
 
 from ._context import Ending, RequestContext
 from ._dial_guard import DialGuard, DialTarget
+from ._dial_limits import Turn
 from ._dialled import DialledStreams
 from ._logging import request_scope
 from ._network import TcpConnect, TcpStream
@@ -145,44 +146,63 @@ class DialBack:
             await self.streams.close(stream)
 
     async def _connect(self, target: DialTarget) -> trio.abc.Stream:
-        started: TcpStream | TcpConnect | None = None
-        if self._start_connect is not None and isinstance(target, SocketAddress) and self._guard.limits.is_idle:
+        guard = self._guard
+        turn: Turn | None = None
+        started: TcpConnect | None = None
+        if isinstance(target, SocketAddress) and (guard.limits.is_idle or guard.may_connect_at_once(target)):
             # What is connected at once, as on the same machine, is never pending: it needs no turn and no timer.
-            try:
-                started = self._start_connect(target.host, target.port)
-            except OSError as exc:
-                raise self._failed(target, target, _describe(exc)) from exc
-        stream = started if isinstance(started, TcpStream) else await self._connect_in_turn(target, started)
+            begun = self._begin_to_connect(target)
+            if isinstance(begun, TcpStream):
+                guard.limits.record_answer(target)
+                self._open.append(begun)
+                return begun
+            started = begun
+            if started is not None and (turn := guard.limits.take_turn_nowait(self._peer_host, target)) is None:
+                started.close()
+                if guard.limits.is_line_long(self._peer_host, target):
+                    raise ResponseStreamError(f"dial-back to {target.host}:{target.port} not accepted at once")
+        if turn is None:
+            turn, started = await guard.limits.take_turn(self._peer_host, target), None
+        stream = await self._connect_in_turn(turn, target, started)
         self._open.append(stream)
         return stream
 
-    async def _connect_in_turn(self, target: DialTarget, started: TcpConnect | None) -> trio.abc.Stream:
+    def _begin_to_connect(self, target: SocketAddress) -> TcpStream | TcpConnect | None:
+        if self._start_connect is None:
+            return None
+        try:
+            return self._start_connect(target.host, target.port)
+        except OSError as exc:
+            self._guard.limits.record_failure(target, target, is_silent=False)
+            raise ResponseStreamError(f"dial-back to {target.host}:{target.port} {_describe(exc)}") from exc
+
+    async def _connect_in_turn(self, turn: Turn, target: DialTarget, started: TcpConnect | None) -> trio.abc.Stream:
         dialled: SocketAddress | None = None
         stream: trio.abc.Stream | None = None
-        failure = f"timed out after {self._connect_timeout:g} s"
-        # A scope of one's own, for trio.fail_after() costs three times as much.
-        with trio.CancelScope(deadline=trio.current_time() + self._connect_timeout):
-            turn = await self._guard.limits.take_turn(self._peer_host, target)
-            try:
-                dialled = (
-                    target if isinstance(target, SocketAddress) else await self._guard.resolve(self._peer_host, target)
-                )
-                if started is not None:
-                    stream = await started.wait()
-                else:
-                    stream = await self._network.connect(dialled.host, dialled.port)
-            except OSError as exc:
-                failure = _describe(exc)
-            finally:
-                turn.release()
-        if stream is None:
-            raise self._failed(target, dialled, failure)
-        return stream
-
-    def _failed(self, target: DialTarget, dialled: SocketAddress | None, failure: str) -> ResponseStreamError:
-        if dialled is not None:
-            self._guard.limits.record_failure(dialled)
-        return ResponseStreamError(f"dial-back to {target.host}:{target.port} {failure}")
+        failure = ""
+        try:
+            with turn.begin(self._connect_timeout) as scope:
+                try:
+                    dialled = (
+                        target
+                        if isinstance(target, SocketAddress)
+                        else await self._guard.resolve(self._peer_host, target)
+                    )
+                    if started is not None:
+                        stream = await started.wait()
+                    else:
+                        stream = await self._network.connect(dialled.host, dialled.port)
+                except OSError as exc:
+                    failure = _describe(exc)
+            if stream is not None:
+                turn.note_answer()
+                return stream
+            turn.note_failure(dialled, is_silent=scope.cancelled_caught)
+        finally:
+            turn.release()
+        raise ResponseStreamError(
+            f"dial-back to {target.host}:{target.port} {failure or f'timed out after {turn.timeout:g} s'}"
+        )
 
     async def _follow(self, stream: trio.abc.Stream, requests: RequestInput[InputT], reading: trio.CancelScope) -> None:
         """Read a request stream until it ends or the request does, and close it.

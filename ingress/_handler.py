@@ -32,6 +32,7 @@ from ._tracing import EndpointTracer, RequestEnd, RequestStart, end_span, start_
 from .abc import Arrival, Engine, IngressDispatch, Network, Push
 from .errors import (
     DeserializationError,
+    DialsPending,
     GenerateError,
     IngressError,
     InvalidMessage,
@@ -211,7 +212,8 @@ class PushHandler:
             # A shape's bug must not cost the connection its other acks, so it is refused like what cannot be read.
             error = exc if isinstance(exc, IngressError) else DeserializationError(f"shape failed: {exc!r}")
             self.metrics.count_outcome("refused", _reason_of(error))
-            if not isinstance(error, (Overloaded, PolicyFailed)):  # these are no requests of the handler's
+            # Those that find no room are no requests of the handler's.
+            if isinstance(error, DialsPending) or not isinstance(error, (Overloaded, PolicyFailed)):
                 with self.metrics.request_in_flight(len(push.payload)):
                     self._count(error)
             self._log.log(

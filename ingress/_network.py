@@ -20,9 +20,9 @@ from .errors import StartupError
 # A silent peer on a dead link is noticed after 60 + 4 * 15 seconds.
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 60, 15, 4
 
-# Unacknowledged bytes on a dead link are given up after this long. The kernel counts a peer that reads nothing as one,
-# so that it must not be less than any write-stall limit.
-DEFAULT_USER_TIMEOUT = 60.0
+# Unacknowledged bytes on a dead link are given up after this long. The kernel takes a peer that reads nothing for dead
+# as well, so that it must be more than any write-stall limit, which comes first and is counted.
+DEFAULT_USER_TIMEOUT = 63.0
 
 DEFAULT_BACKLOG = 4096
 DEFAULT_READ_SIZE = 64 * 1024
@@ -186,6 +186,10 @@ class TcpConnect:
 
     def __init__(self, raw: socket.socket) -> None:
         self._raw = raw
+
+    def close(self) -> None:
+        """Leave it."""
+        self._raw.close()
 
     async def wait(self) -> TcpStream:
         """Wait for the other end, once; closes where that fails. Raises OSError; the caller bounds the wait."""

@@ -81,6 +81,8 @@ class ResponseMeter(Protocol):
 
     def slow_reader(self) -> AbstractContextManager[None]: ...
 
+    def record_stall(self) -> None: ...
+
 
 class TaskStarter(Protocol):
     """Where a writer runs what sends the rest; see :class:`ingress._dialled.DialledStreams`."""
@@ -97,6 +99,8 @@ class NoMeter:
 
     def slow_reader(self) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def record_stall(self) -> None: ...
 
 
 class ResponseWriter:
@@ -197,6 +201,7 @@ class ResponseWriter:
                 await self._send_some()
                 self._wake()
         except trio.TooSlowError:
+            self.meter.record_stall()
             self._fail(TimeoutError(f"caller took no byte for {self._stall_timeout:g} s"))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             self._fail(exc)

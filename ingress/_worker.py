@@ -157,7 +157,8 @@ class Worker:
         )
         if network is None:
             check_deadline("ack_write_timeout", ack_write_timeout)
-            longest = max(DEFAULT_USER_TIMEOUT, write_stall_timeout, ack_write_timeout)
+            # Our own limits come first, and are counted.
+            longest = max(DEFAULT_USER_TIMEOUT, write_stall_timeout + 3, ack_write_timeout + 3)
             network = TcpNetwork(user_timeout=longest)
         self._network = network
         self.tls = None if tls is None else TlsContexts(tls)
@@ -188,7 +189,12 @@ class Worker:
         self._tallies = plane.tallies if isinstance(plane, TcpRequestPlane) else Tallies()
         self._own_addresses: list[tuple[str, int]] = []
         self._dial_policy = DialPolicy() if dial_policy is None else dial_policy
-        dial_guard = DialGuard(self._dial_policy, self._own_addresses, tallies=self._tallies)
+        dial_guard = DialGuard(
+            self._dial_policy,
+            self._own_addresses,
+            tallies=self._tallies,
+            connects_at_once=hasattr(self._network, "start_connect"),
+        )
         self._streams = DialledStreams()
         self._drain_requested = trio.Event()
         self.closing = trio.Event()

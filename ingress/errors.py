@@ -135,6 +135,12 @@ class Overloaded(IngressError):
     """There is no room: every slot and place in line is taken, a policy says so, or what an engine needs is full."""
 
 
+class DialsPending(Overloaded):
+    """Too many dial-backs to the caller's address wait for an answer, so that one more had to wait for too long."""
+
+    error_type = "response_stream"
+
+
 class QueueDeadlinePassed(Overloaded):
     """An accepted request has waited in line for longer than the worker lets it; it has not run."""
 

@@ -147,6 +147,7 @@ class WorkHandlerMetrics:
         tail = tuple(extra.get(label, "") for label in extra_labels)
         labels = (*names, *tail)
         self._errors, self._names, self._tail = worker.errors, names, tail
+        self._tallies = worker.tallies
         self._network_transit = worker.network_transit
         self._first_response = worker.first_response
         self._permit_wait = worker.permit_wait
@@ -217,6 +218,10 @@ class WorkHandlerMetrics:
     def slow_reader(self) -> SlowReaderTimer:
         """Time a wait for a caller to take what it was sent: ``with metrics.slow_reader():``."""
         return SlowReaderTimer(self)
+
+    def record_stall(self) -> None:
+        """Count a caller that was given up because it took no byte for too long."""
+        self._tallies.slow_peer_closed["response"] += 1
 
 
 def cancelled_by(ending: str, kill_reason: str = "") -> str:

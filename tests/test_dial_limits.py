@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from ingress._dial_limits import DialLimits
+from ingress._dial_limits import HURRIED_TIMEOUT, DialLimits
 from ingress._dial_policy import DialPolicy
+from ingress._network import TcpNetwork
 from ingress.testing import MemoryNetwork
 from ingress.testing._memory import MemoryStream
 from ingress.wire.addresses import HostName, parse_address, parse_host_name
 
-from .raw_caller import Stage, open_stage
+from .raw_caller import Stage, open_raw_caller, open_stage
 
 REFUSED = "Server unavailable: dial-back address refused"
+OVERLOADED = "Server overloaded: too many dial-backs of this caller's address are pending"
 ADDRESS = parse_address("10.0.0.1:5000")
+OTHER = parse_address("10.0.0.1:5001")
 
 
 async def echo(request: Any) -> AsyncIterator[Any]:
@@ -60,25 +64,162 @@ async def ask(stage: Stage, address: str) -> str:
     return await stage.ask(stage.caller.payload(0, stage.caller.control(info={"address": address})))
 
 
-async def test_d05_a_peer_has_at_most_64_dials_pending_and_48_of_them_to_one_address(
-    autojump_clock: MockClock,
-) -> None:
+async def test_d05_a_peer_has_few_dials_pending_to_an_address_that_has_not_answered(autojump_clock: MockClock) -> None:
     network = BlackHole()
-    network.black = frozenset({6000, 6001})
+    network.black = frozenset(range(6000, 6100))
     async with open_stage(echo, network=network, drain_budget=600) as stage:
         for _ in range(100):
             assert await ask(stage, "127.0.0.1:6000") == ""
         await wait_all_tasks_blocked()
-        assert network.pending == 48
+        assert network.pending == 8
         await stage.assert_alive()
-        for _ in range(100):
-            assert await ask(stage, "127.0.0.1:6001") == ""
+        for port in range(6001, 6051):
+            assert await ask(stage, f"127.0.0.1:{port}") == ""
         await wait_all_tasks_blocked()
-        assert network.pending == network.most_pending == 64
-        await trio.sleep(5.1)  # who had no turn by then is given up as well
-        assert stage.errors() == {"response_stream": 200}
-        assert network.most_pending == 64
+        assert network.pending == network.most_pending == 48
+        await trio.sleep(HURRIED_TIMEOUT + 5.1)  # the last ten, which were in line, have the whole time
+        assert stage.errors() == {"response_stream": 150}
+        assert network.most_pending == 48
         stage.assert_nothing_left()
+
+
+async def test_d05_addresses_that_have_answered_are_dialled_while_others_are_silent(autojump_clock: MockClock) -> None:
+    network = BlackHole()
+    network.black = frozenset(range(6000, 7000))
+    async with open_stage(echo, network=network, drain_budget=600) as stage:
+        await stage.assert_alive()
+        for port in range(6000, 6100):
+            await ask(stage, f"127.0.0.1:{port}")
+        await wait_all_tasks_blocked()
+        before = trio.current_time()
+        await stage.assert_alive()
+        assert trio.current_time() == before
+        assert network.pending == 48
+
+
+async def test_d05_an_address_that_has_answered_has_48_of_64_turns_until_it_is_silent(
+    autojump_clock: MockClock,
+) -> None:
+    limits = DialLimits()
+    limits.record_answer(ADDRESS)
+    turns = [turn for _ in range(64) if (turn := limits.take_turn_nowait("peer", ADDRESS)) is not None]
+    assert len(turns) == 48
+    strangers = [limits.take_turn_nowait("peer", number) for number in range(64)]
+    assert strangers == [None] * 64  # what is left of the peer's is kept for addresses that have answered
+    limits.record_answer(OTHER)
+    others = [limits.take_turn_nowait("peer", OTHER) for _ in range(17)]
+    assert others[15] is not None and others[16] is None
+    turns[0].note_failure(ADDRESS, is_silent=True)
+    assert not limits.has_answered(ADDRESS) and limits.is_failing(ADDRESS)
+    turns[1].note_answer()
+    assert limits.has_answered(ADDRESS) and not limits.is_failing(ADDRESS)
+
+
+async def test_d05_256_dials_are_pending_at_most_and_192_of_them_to_new_addresses() -> None:
+    limits = DialLimits()
+    taken = [limits.take_turn_nowait(f"peer {number % 8}", number) for number in range(400)]
+    assert sum(turn is not None for turn in taken) == 192
+    for number in range(400, 600):
+        limits.record_answer(number)
+    taken = [limits.take_turn_nowait(f"another {number % 8}", number) for number in range(400, 600)]
+    assert sum(turn is not None for turn in taken) == 64
+
+
+async def test_d05_a_dial_is_given_up_sooner_once_another_address_waits_for_its_turn(
+    autojump_clock: MockClock,
+) -> None:
+    network = BlackHole()
+    network.black = frozenset(range(6000, 6048))
+    async with open_stage(echo, network=network, drain_budget=600) as stage:
+        for port in range(6000, 6048):
+            assert await ask(stage, f"127.0.0.1:{port}") == ""
+        await wait_all_tasks_blocked()
+        await stage.assert_alive()
+        assert trio.current_time() == HURRIED_TIMEOUT
+        await wait_all_tasks_blocked()
+        assert stage.errors() == {"response_stream": 48}
+
+
+async def test_d02_waiting_for_a_turn_does_not_count_against_the_connect_timeout(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = BlackHole()
+    network.black = frozenset(range(6000, 6400))
+    async with open_stage(echo, network=network, drain_budget=600) as stage:
+        # In one write, so that nobody has waited when they are admitted.
+        for port in range(6000, 6400):
+            await stage.connection.send(
+                stage.caller.payload(0, stage.caller.control(info={"address": f"127.0.0.1:{port}"}))
+            )
+        assert set(await stage.connection.read_acks(400)) == {""}
+        await stage.assert_alive()  # the last of all, behind lines of 48 that take 1.5 s each
+        assert trio.current_time() == 8 * HURRIED_TIMEOUT
+        await trio.sleep(5.1)
+        assert stage.errors() == {"response_stream": 400}
+        stage.assert_nothing_left()
+
+
+async def test_d05_a_line_that_does_not_move_takes_nobody_more(autojump_clock: MockClock) -> None:
+    network = BlackHole()
+    network.black = frozenset(range(6000, 7000))
+    async with open_stage(echo, network=network, drain_budget=600) as stage:
+        await stage.assert_alive()
+        for port in range(6000, 6000 + 48 + 64):
+            assert await ask(stage, f"127.0.0.1:{port}") == ""
+        await trio.sleep(0.3)
+        counted = stage.errors()
+        assert await ask(stage, "127.0.0.1:6999") == OVERLOADED
+        assert stage.errors() == {"response_stream": counted.get("response_stream", 0) + 1}
+        await stage.assert_alive()
+        assert trio.current_time() == 0.3
+
+
+async def test_d02_who_waits_for_a_silent_address_does_not_try_it_again(autojump_clock: MockClock) -> None:
+    network = BlackHole()
+    network.black = frozenset({6000})
+    async with open_stage(echo, network=network, drain_budget=600) as stage:
+        for _ in range(100):
+            assert await ask(stage, "127.0.0.1:6000") == ""
+        await trio.sleep(5.01)
+        assert stage.errors() == {"response_stream": 100}
+        assert await ask(stage, "127.0.0.1:6000") == REFUSED
+        await trio.sleep(1)
+        assert await ask(stage, "127.0.0.1:6000") == ""
+
+
+def open_silent_listener() -> tuple[list[socket.socket], int]:
+    """Return a listener whose accept queue is full, with what fills it, and its port."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(0)
+    sockets = [listener]
+    for _ in range(3):
+        sockets.append(socket.socket())
+        sockets[-1].setblocking(False)
+        sockets[-1].connect_ex(listener.getsockname())
+    return sockets, int(listener.getsockname()[1])
+
+
+async def test_d02_d05_a_caller_on_this_machine_that_accepts_is_never_behind_those_who_do_not(
+    mock_clock: MockClock,  # which stands still: nobody is given up to make room
+) -> None:
+    with ExitStack() as stack:
+        ports = []
+        for _ in range(48 + 64):
+            sockets, port = open_silent_listener()
+            for each in sockets:
+                stack.enter_context(each)
+            ports.append(port)
+        async with open_stage(echo, network=TcpNetwork()) as stage:
+            for port in ports:
+                assert await ask(stage, f"127.0.0.1:{port}") == ""
+            for _ in range(5):
+                async with open_raw_caller(TcpNetwork()) as another:  # whose address has never answered
+                    connection = await another.connect(stage.worker)
+                    response = await another.call(connection, 7)
+                    assert (await response.read_to_sentinel()).items == [7]
+            assert stage.sample("inflight_requests") == 48 + 64
+            mock_clock.rate = 100
 
 
 async def test_d05_an_address_that_failed_64_times_within_a_second_is_refused_for_one(
@@ -103,7 +244,7 @@ async def test_d05_dials_that_succeed_are_never_limited() -> None:
 
 async def test_a_turn_is_given_back_when_its_waiter_has_gone() -> None:
     limits = DialLimits()
-    turns = [await limits.take_turn(f"peer {number % 8}", number % 2) for number in range(256)]
+    turns = [await limits.take_turn(f"peer {number % 8}", number) for number in range(192)]
     for peer in ("peer 1", "another"):
         with trio.move_on_after(0) as scope:
             await limits.take_turn(peer, 0)
@@ -112,11 +253,12 @@ async def test_a_turn_is_given_back_when_its_waiter_has_gone() -> None:
         turn.release()
     (await limits.take_turn("another", 0)).release()
     assert not limits._shares
-    assert limits._all.free == 256
+    assert not limits._all._holders
 
 
 async def test_who_waits_for_a_turn_gets_it_in_order(autojump_clock: MockClock) -> None:
     limits = DialLimits()
+    limits.record_answer("address")
     done: list[int] = []
 
     async def dial(number: int) -> None:
@@ -141,11 +283,12 @@ async def test_who_waits_for_a_turn_gets_it_in_order(autojump_clock: MockClock) 
 async def test_old_failures_do_not_add_up_and_the_table_is_bounded(autojump_clock: MockClock) -> None:
     limits = DialLimits()
     for _ in range(200):
-        limits.record_failure(ADDRESS)
+        limits.record_failure(ADDRESS, ADDRESS, is_silent=False)
         await trio.sleep(0.1)
     assert not limits.is_failing(ADDRESS)
     for port in range(1024, 5000):
-        limits.record_failure(parse_address(f"10.0.0.2:{port}"))
+        address = parse_address(f"10.0.0.2:{port}")
+        limits.record_failure(address, address, is_silent=False)
     assert len(limits._failures) <= 1024
 
 

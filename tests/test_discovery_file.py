@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import threading
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
@@ -267,9 +268,9 @@ async def test_a_renewal_that_hangs_and_wakes_up_after_the_withdrawal_leaves_not
                 self._unlink(name)  # so that the renewal has something to write
             return super().touch(name, content)
 
-        def write(self, name: str, content: bytes) -> None:
+        def write(self, name: str, content: bytes) -> str | None:
             written.append(name)
-            super().write(name, content)
+            return super().write(name, content)
 
         def close(self) -> None:
             super().close()
@@ -307,7 +308,12 @@ def make_symlink(path: Path) -> None:
     path.symlink_to("/etc/passwd")
 
 
-@pytest.mark.parametrize("harm", [delete, alter, make_fifo, make_symlink])
+def make_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("harm", [delete, alter, make_fifo, make_symlink, make_directory])
 async def test_k06_a_record_deleted_or_altered_is_written_again_at_the_next_renewal(
     discovery: FileDiscovery,
     autojump_clock: MockClock,
@@ -330,6 +336,53 @@ async def test_k06_a_record_deleted_or_altered_is_written_again_at_the_next_rene
     assert [message for message in caplog.messages if "written again" in message] == [
         "discovery record 'demo%2Fbackend%2Fgenerate%2Fabc' was deleted or altered by someone; written again"
     ]
+
+
+async def test_k06_a_directory_in_the_place_of_a_record_is_set_aside_with_all_that_is_in_it(
+    discovery: FileDiscovery, autojump_clock: MockClock, disk: ShakyDisk, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with announced(discovery):
+        path = disk.records / record().file_name
+        make_directory(path)
+        (path / "of-somebody").write_text("else")
+        await trio.sleep(3.1)
+        assert path.read_bytes() == record().encode()
+        [aside] = disk.records.glob(".aside_*")
+        assert (aside / "of-somebody").read_text() == "else"
+        assert discovery.missed_renewals == 0 and discovery.rewritten_records == 1
+        assert f"a directory stood in its place, and is now {aside.name} in " in caplog.messages[-1]
+    assert list(disk.records.iterdir()) == [aside]
+
+
+async def test_k05_a_link_in_the_place_of_a_removed_directory_is_not_followed(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    base, trap = tmp_path / "kv", tmp_path / "trap"
+    trap.mkdir()
+    disk = ShakyDisk(base)
+
+    class Access(ShakyAccess):
+        def open_directory(self, *, create: bool) -> RecordDirectory:
+            return FileAccess.open_directory(self, create=create)
+
+    discovery = FileDiscovery(base, access=lambda path, bucket: Access(path, disk, bucket))
+    async with announced(discovery):
+        shutil.rmtree(base)
+        base.symlink_to(trap)
+        await trio.sleep(10)
+        assert list(trap.iterdir()) == []
+        assert discovery.missed_renewals > 1
+        base.unlink()
+        await trio.sleep(10)
+        assert (base / INSTANCES / record().file_name).exists()
+        assert discovery.missed_renewals == 0
+
+
+async def test_a_link_that_the_user_named_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "kv").symlink_to(tmp_path / "real")
+    async with announced(FileDiscovery(tmp_path / "kv")):
+        assert (tmp_path / "real" / INSTANCES / record().file_name).exists()
 
 
 async def test_a_record_that_is_no_longer_ours_is_left_alone_on_leaving(

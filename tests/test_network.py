@@ -17,6 +17,7 @@ import pytest
 import trio
 
 from ingress._network import TcpNetwork, TcpStream, join_host_port, routable_host
+from ingress._pump import DEFAULT_WRITE_STALL_TIMEOUT
 from ingress.discovery import MemoryDiscovery
 from ingress.errors import StartupError
 from ingress.wire.messages import ControlWord
@@ -107,7 +108,11 @@ async def test_d13_connections_have_keepalive_user_timeout_and_no_delay() -> Non
             raw = stream._raw
             assert raw.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             assert raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
-            assert raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
+            assert (
+                raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+                == 63_000
+                > DEFAULT_WRITE_STALL_TIMEOUT * 1000
+            )
             assert raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             assert not os.get_inheritable(raw.fileno())
 

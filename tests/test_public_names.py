@@ -92,6 +92,7 @@ ERRORS = {
     "ProtocolError": (None, "Unknown"),
     "LocalProtocolError": (None, "Unknown"),
     "RemoteProtocolError": ("invalid_message", "Unknown"),
+    "DialsPending": ("response_stream", "Unknown"),
     "Overloaded": (None, "Unknown"),
     "QueueDeadlinePassed": (None, "Unknown"),
     "PolicyFailed": (None, "Unknown"),

@@ -174,6 +174,15 @@ async def test_a_bad_body_whose_caller_has_gone_is_one_failure(is_early: bool) -
         stage.assert_nothing_left()
 
 
+async def test_d07_a_caller_that_is_given_up_for_reading_nothing_is_counted_as_slow(autojump_clock: MockClock) -> None:
+    async with open_stage(count_to, network=slow_network()) as stage:
+        await stage.call(50)
+        await trio.sleep(59)
+        assert stage.worker._tallies.slow_peer_closed == {"request": 0, "response": 0}
+        await trio.sleep(2)
+        assert stage.worker._tallies.slow_peer_closed == {"request": 0, "response": 1}
+
+
 async def test_a_caller_that_stalls_on_the_final_frame_is_counted_as_publish_final(autojump_clock: MockClock) -> None:
     async with open_stage(count_to, network=slow_network()) as stage:
         await stage.call(0)

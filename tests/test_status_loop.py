@@ -38,6 +38,20 @@ async def test_e05_what_blocks_the_loop_is_named_and_counted_once(caplog: pytest
     assert value(metrics, "ingress_loop_lag_seconds_sum") > 0.9
 
 
+async def test_e05_what_lets_no_other_thread_run_is_counted_by_the_loop_itself(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    metrics = WorkerMetrics(1)
+    with watch_loop(metrics, stall_limit=0.3):
+        await trio.sleep(0.2)
+        sum(range(10**8))  # one call, a second or two
+        await trio.sleep(0.3)
+    [only] = [record.getMessage() for record in caplog.records if record.name == "ingress.loop"]
+    assert only.endswith(" s by a call that let no other thread run")
+    assert value(metrics, "ingress_loop_stalls_total") == 1
+    assert value(metrics, "ingress_loop_lag_seconds_sum") > 0.3
+
+
 async def test_a_loop_that_runs_is_sampled_and_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
     metrics = WorkerMetrics(1)
     with watch_loop(metrics, stall_limit=5):

@@ -74,11 +74,34 @@ def test_c13_values_of_one_byte_are_refused_before_they_are_decoded(first: bytes
 
 
 def test_c13_a_million_values_of_msgpack_pass_and_one_more_does_not() -> None:
-    # Two bytes a value, so that the size alone does not settle it; the array itself is a value too.
-    body = b"\xdd" + struct.pack(">I", MAX_BODY_NODES - 1) + b"\xcc\xff" * (MAX_BODY_NODES - 1)
-    assert len(MSGPACK.decode(body)) == MAX_BODY_NODES - 1
-    more = b"\xdd" + struct.pack(">I", MAX_BODY_NODES) + b"\xcc\xff" * MAX_BODY_NODES
+    # The array itself counts four.
+    body = b"\xdd" + struct.pack(">I", MAX_BODY_NODES - 4) + b"\xcc\xff" * (MAX_BODY_NODES - 4)
+    assert len(MSGPACK.decode(body)) == MAX_BODY_NODES - 4
+    more = b"\xdd" + struct.pack(">I", MAX_BODY_NODES - 3) + b"\xcc\xff" * (MAX_BODY_NODES - 3)
     assert msgpack_refuses(more) == "request too large: more than 1000000 values"
+
+
+HEAVY = {
+    "a million lists": b"\xdd" + struct.pack(">I", 999_990) + b"\x90" * 999_990,
+    "lists in lists": b"\xdd" + struct.pack(">I", 8000) + (b"\x91" * 120 + b"\xc0") * 8000,
+    "lists under keys": b"\xdf"
+    + struct.pack(">I", 499_995)
+    + b"".join(b"\xa6%06d\x90" % key for key in range(499_995)),
+    "keys": b"\xdf" + struct.pack(">I", 250_000) + b"".join(b"\xa6%06d\x01" % key for key in range(250_000)),
+    "claimed keys": b"\xdf\xff\xff\xff\xff" + b"\x01" * 400_000,
+}
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_c13_c14_containers_and_keys_of_msgpack_count_for_what_they_cost(name: str) -> None:
+    assert msgpack_refuses(HEAVY[name]) == "request too large: more than 1000000 values"
+
+
+def test_c14_200_000_keys_of_msgpack_do_not_pass_and_190_000_do() -> None:
+    keys = {f"k{number}": number for number in range(190_000)}
+    assert MSGPACK.decode(MSGPACK.encode(keys)) == keys
+    more = {f"k{number}": number for number in range(200_000)}
+    assert msgpack_refuses(MSGPACK.encode(more)) == "request too large: more than 1000000 values"
 
 
 @pytest.mark.parametrize(
@@ -112,9 +135,11 @@ def test_the_scanner_steps_over_every_kind_of_value(start: bytes, rest: int) -> 
     # What follows the first byte would itself count as one value a byte, so that a wrong step shows.
     leaf = start + b"\x01" * rest
     body = b"\xdc\x00\x12" + leaf * 17 + b"\xd9\x64" + b"x" * 100
-    check_msgpack_size(body, max_nodes=19)
-    with pytest.raises(DeserializationError, match="more than 18 values"):
-        check_msgpack_size(body, max_nodes=18)
+    is_container = start[0] in b"\x80\x90\xdc\xdd\xde\xdf"
+    nodes = 4 + 17 * (4 if is_container else 1) + 1
+    check_msgpack_size(body, max_nodes=nodes)
+    with pytest.raises(DeserializationError, match=f"more than {nodes - 1} values"):
+        check_msgpack_size(body, max_nodes=nodes - 1)
 
 
 @given(
@@ -127,14 +152,14 @@ def test_the_scanner_steps_over_every_kind_of_value(start: bytes, rest: int) -> 
 def test_the_scanner_counts_every_value_and_every_key(value: Any) -> None:
     def count(item: Any) -> int:
         if isinstance(item, dict):
-            return 1 + sum(1 + count(entry) for entry in item.values())
-        return 1 + sum(map(count, item)) if isinstance(item, list) else 1
+            return 4 + sum(4 + count(entry) for entry in item.values())
+        return 4 + sum(map(count, item)) if isinstance(item, list) else 1
 
-    # Padding, because a body of fewer bytes than values is never scanned.
+    # Padding, because a body too small to be heavy is never scanned.
     body = b"\x92" + msgspec.msgpack.encode(value) + msgspec.msgpack.encode("x" * 100)
-    check_msgpack_size(body, max_nodes=count(value) + 2)
+    check_msgpack_size(body, max_nodes=count(value) + 5)
     with pytest.raises(DeserializationError, match="request too large"):
-        check_msgpack_size(body, max_nodes=count(value) + 1)
+        check_msgpack_size(body, max_nodes=count(value) + 4)
 
 
 @pytest.mark.parametrize(

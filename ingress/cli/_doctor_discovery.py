@@ -87,7 +87,7 @@ def _check_writing(directory: Path, where: str) -> list[Finding]:
 
 def _check_records(base: Path, where: str) -> list[Finding]:
     try:
-        directory = RecordDirectory(base, create=False)
+        directory = RecordDirectory(base.resolve(), create=False)
     except FileNotFoundError:
         return []
     except OSError as exc:

@@ -13,7 +13,7 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar, TypeVarTuple
 
@@ -52,14 +52,13 @@ _CANNOT_SYNC_DIRECTORIES = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 class RecordDirectory:
     """``<base>/v1/instances``, or another bucket's, opened once; every name is resolved relative to that descriptor.
 
-    Used by one thread at a time. All methods block, and raise OSError where the file system fails.
+    None of the three may be a symbolic link, so that nobody who can remove them leads a worker to another place. Used
+    by one thread at a time. All methods block, and raise OSError where the file system fails.
     """
 
     def __init__(self, base: Path, *, create: bool, bucket: str = InstanceRecord.bucket) -> None:
         self.path = base / VERSION / bucket
-        if create:
-            _make_directories(self.path)
-        self._fd = _open_directory(self.path)
+        self._fd = _open_directory(base, (VERSION, bucket), create=create)
 
     def close(self) -> None:
         if self._fd is not None:
@@ -126,21 +125,43 @@ class RecordDirectory:
         with self._open(name) as file:
             return file.read(MAX_RECORD_SIZE + 1)
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes) -> str | None:
         """Put a file here so that nobody, not even after a power cut, sees a part of it.
 
-        On failure the name holds what it held before, or the whole of the new content.
+        A directory of that name gives way: it is removed if it is empty, and renamed otherwise. On failure the name
+        holds what it held before, or the whole of the new content, or nothing where it held a directory.
+
+        Returns:
+            The new name of a directory that was in the way.
         """
+        aside = None
         # The leading dot matters: released peers list any other name and never lose it again (docs/wire.md §7).
         temporary = f".tmp_{secrets.token_hex(8)}"
         try:
             self._create(temporary, content)
-            self._replace(temporary, name)
+            try:
+                self._replace(temporary, name)
+            except IsADirectoryError:
+                aside = self._make_way(name)
+                self._replace(temporary, name)
         except OSError:
             with contextlib.suppress(OSError):
                 self._unlink(temporary)
             raise
         self._sync()
+        return aside
+
+    def _make_way(self, name: str) -> str | None:
+        try:
+            os.rmdir(self._at(name), dir_fd=self._fd)
+            return None
+        except OSError as exc:
+            if exc.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        # With a leading dot, as above. What is in it belongs to others.
+        aside = f".aside_{secrets.token_hex(8)}"
+        os.rename(self._at(name), self._at(aside), src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        return aside
 
     def touch(self, name: str, content: bytes) -> bool:
         """Move the file's mtime on if it still has this content; tell whether it had."""
@@ -224,13 +245,18 @@ class FileAccess:
 
     def __init__(self, base: Path, bucket: str = InstanceRecord.bucket) -> None:
         self.base = base
+        self._is_resolved = False
         self.bucket = bucket
         # Of one: while a call hangs in the kernel the next one waits here instead of taking another thread, and nothing
         # closes or reuses the descriptor under the one that hangs.
         self._limiter = trio.CapacityLimiter(1)
 
     def open_directory(self, *, create: bool) -> RecordDirectory:
-        return RecordDirectory(self.base, create=create, bucket=self.bucket)
+        # The user may have named a link; what it led to at first is where we stay, whoever puts another one there.
+        base = self.base if self._is_resolved else self.base.resolve()
+        directory = RecordDirectory(base, create=create, bucket=self.bucket)
+        self.base, self._is_resolved = base, True
+        return directory
 
     def wall_time(self) -> float:
         """Seconds since 1970, for comparison with mtimes."""
@@ -256,9 +282,23 @@ def _make_directories(path: Path) -> None:
         directory.mkdir(mode=0o700, exist_ok=True)
 
 
-def _open_directory(path: Path) -> int | None:
-    if _HAS_DIR_FD:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | _NO_FOLLOW)
-    if not path.is_dir():
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-    return None
+def _open_directory(base: Path, inner: Sequence[str], *, create: bool) -> int | None:
+    """Open ``base`` and what is in it, each relative to the one before; make what is missing where that is wanted."""
+    if create:
+        _make_directories(base if _HAS_DIR_FD else base.joinpath(*inner))
+    if not _HAS_DIR_FD:
+        if not (path := base.joinpath(*inner)).is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return None
+    fd = os.open(base, os.O_RDONLY | os.O_DIRECTORY | _NO_FOLLOW)
+    try:
+        for name in inner:
+            if create:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(name, 0o700, dir_fd=fd)
+            outer, fd = fd, os.open(name, os.O_RDONLY | os.O_DIRECTORY | _NO_FOLLOW, dir_fd=fd)
+            os.close(outer)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

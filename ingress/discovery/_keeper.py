@@ -39,6 +39,7 @@ class RecordKeeper:
         self._is_withdrawn = False
         self._unfinished: Mapping[str, Entry] = {}
         self._unfinished_since = 0.0
+        self._set_aside: dict[str, str] = {}  # the directories that stood in a record's place, by its name
         self._log_due = Seldom(LOG_PERIOD).is_due
 
         self.missed_renewals = 0
@@ -121,9 +122,12 @@ class RecordKeeper:
 
     def _log_rewritten(self, names: list[str]) -> None:
         self.rewritten += len(names)
+        now = trio.current_time()
         for name in names:
-            if self._log_due(name, trio.current_time()):
+            if self._log_due(name, now):
                 logger.warning("discovery record %.200r was deleted or altered by someone; written again", name)
+            if (aside := self._set_aside.pop(name, None)) is not None and self._log_due(f"aside {name}", now):
+                logger.warning("a directory stood in its place, and is now %s in %s", aside, self._access.base)
 
     # -- in the thread -----------------------------------------------------------------------------------------------
 
@@ -140,8 +144,10 @@ class RecordKeeper:
             try:
                 # Withdrawn: this call hung, was given up, and is awake only now.
                 if not self._directory.touch(name, content) and not self._is_withdrawn:
-                    self._directory.write(name, content)
+                    aside = self._directory.write(name, content)
                     rewritten.append(name)
+                    if aside is not None:
+                        self._set_aside[name] = aside
             except OSError as exc:  # the other records shall not expire because of this one
                 failure = exc
         if self._is_withdrawn:

@@ -23,6 +23,10 @@ logger = logging.getLogger("ingress.loop")
 DEFAULT_STALL_LIMIT = 1.0
 _INTERVAL = 0.1
 
+# The part of a lag in which the process must have used a processor to be the one to blame; on a busy machine it has to
+# share.
+_BUSY = 1 / 8
+
 # What fits on a log line; the innermost frames tell the most.
 _MAX_FRAMES = 12
 
@@ -51,6 +55,7 @@ class _Watch:
         self._loop_thread = threading.get_ident()
         self._stopped = threading.Event()
         self._answered = threading.Event()
+        self._is_reported = False
 
     def stop(self) -> None:
         self._stopped.set()
@@ -58,25 +63,38 @@ class _Watch:
 
     def run(self) -> None:
         """The thread: ask, wait for the answer, sleep, ask again."""
-        while not self._stopped.wait(_INTERVAL):
+        while True:
+            # As of when this thread should have asked: what lets no other thread run holds it up with the loop.
+            due, cpu_before = time.monotonic() + _INTERVAL, time.process_time()
+            if self._stopped.wait(_INTERVAL):
+                return
             self._answered.clear()
+            self._is_reported = False
             if self._stopped.is_set():  # stop() may have set both just before the clear
                 return
             try:
-                self._token.run_sync_soon(self._answer, time.monotonic())
+                self._token.run_sync_soon(self._answer, due, cpu_before)
             except trio.RunFinishedError:
                 return
             self._await_answer()
 
-    def _answer(self, asked_at: float) -> None:
+    def _answer(self, due: float, cpu_before: float) -> None:
         """In the loop's thread."""
-        self._metrics.loop_lag.observe(time.monotonic() - asked_at)
+        lag = max(time.monotonic() - due, 0.0)
+        self._metrics.loop_lag.observe(lag)
         self._answered.set()
+        if lag < self._stall_limit or self._is_reported:
+            return
+        # Where the thread has seen nothing, either nothing of the process ran, as with SIGSTOP and suspend, or one call
+        # kept the interpreter to itself; the processor knows.
+        if time.process_time() - cpu_before >= lag * _BUSY:
+            self._metrics.loop_stalls.inc()
+            logger.warning("event loop blocked for %.1f s by a call that let no other thread run", lag)
 
     def _await_answer(self) -> None:
         asked_at = time.monotonic()
         # In steps: where one takes much longer than it should, the whole process was held (SIGSTOP, suspend, a C
-        # extension that keeps the interpreter), and what the stack then shows is innocent.
+        # extension that keeps the interpreter), and what the stack then shows is innocent; the loop itself tells.
         step = self._stall_limit / 4
         waited = 0.0
         while waited < self._stall_limit:
@@ -85,6 +103,7 @@ class _Watch:
                 return
             took = time.monotonic() - before
             waited += took if took < 2 * step + _INTERVAL else 0.0
+        self._is_reported = True
         self._metrics.loop_stalls.inc()
         stack = describe_stack(sys._current_frames().get(self._loop_thread))
         logger.warning("event loop blocked for %.1f s in: %s", time.monotonic() - asked_at, stack)

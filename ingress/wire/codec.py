@@ -10,9 +10,9 @@ path: measured at ten times the cost of msgspec (docs/design.md).
 
 from __future__ import annotations
 
+import gc
 import marshal
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
 
@@ -22,7 +22,7 @@ from attrs import frozen
 from ..errors import DeserializationError, GenerateError, PluginError
 from .guards import MAX_BODY_DEPTH as MAX_BODY_DEPTH
 from .guards import MAX_BODY_NODES as MAX_BODY_NODES
-from .guards import check_json_body, check_msgpack_value
+from .guards import check_json_body, check_msgpack_value, has_exponent
 from .guards import check_msgpack_size as check_msgpack_size
 from .messages import Annotated, ErrorEvent
 from .plain import to_json_plain, to_msgpack_plain
@@ -107,8 +107,7 @@ class JsonCodec:
             raise ValueError(f"value cannot be written as JSON: {exc}") from exc
 
     def decode(self, body: bytes) -> Any:
-        check_json_body(body)
-        return self._decode(body)
+        return self._decode(body, check_json_body(body))
 
     def encode_item(self, value: object) -> bytes:
         try:
@@ -127,11 +126,12 @@ class JsonCodec:
 
     def decode_item(self, body: bytes) -> ResponseItem:
         # Workers do nest deeply; the decoder's own guard ends that at about 1,000 levels.
-        return _item_from_wire(self._decode(body))
+        return _item_from_wire(self._decode(body, has_exponent(body)))
 
-    def _decode(self, body: bytes) -> Any:
+    def _decode(self, body: bytes, may_have_exponents: bool) -> Any:
+        decode = _decode_json_exponents if may_have_exponents else _decode_json
         try:
-            return (_decode_json_exponents if _has_exponent(body) else _decode_json)(body)
+            return decode(body) if len(body) <= _LARGE else _uncollected(decode, body)
         except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
             raise DeserializationError(f"body is not JSON: {exc}") from exc
 
@@ -188,7 +188,7 @@ class MsgpackCodec:
     def _decode(self, body: bytes) -> Any:
         check_msgpack_size(body)
         try:
-            return _decode_msgpack(body)
+            return _decode_msgpack(body) if len(body) <= _LARGE else _uncollected(_decode_msgpack, body)
         except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as exc:
             raise DeserializationError(f"body is not msgpack: {exc}") from exc
 
@@ -236,20 +236,6 @@ def _finite_float(text: str) -> float:
     return value
 
 
-# msgspec's own reading of a float with an exponent takes up to 30 µs, so a megabyte of them stops the loop for seconds;
-# Python's takes 0.7 µs, and more than msgspec's where there is none (docs/wire.md §3).
-_EXPONENT = re.compile(rb"[0-9][eE][+-]?[0-9]")
-# A search costs 20 ns a byte, so half a second for the largest body; two passes over its bytes alone cost a tenth.
-_LARGE = 64 * 1024
-_EXPONENT_SIGNS = bytes(0x30 if chr(char) in "0123456789" else 0x65 if char == 0x45 else char for char in range(256))
-
-
-def _has_exponent(body: bytes) -> bool:
-    if len(body) > _LARGE and b"0e" not in body.translate(_EXPONENT_SIGNS):
-        return False
-    return _EXPONENT.search(body) is not None
-
-
 _decode_json = msgspec.json.Decoder().decode
 _decode_json_exponents = msgspec.json.Decoder(float_hook=_finite_float).decode
 _decode_msgpack = msgspec.msgpack.Decoder(ext_hook=_refuse_extension).decode
@@ -260,6 +246,25 @@ def _item_from_wire(wire: object) -> ResponseItem:
         raise DeserializationError("response item: expected an object with a boolean complete_final")
     data = wire.get("data")
     return ResponseItem(None if data is None else Annotated.from_wire(data), wire["complete_final"])
+
+
+# The collector looks at new containers again and again while a decoder makes them, which took 80 % of the time of a
+# million. It is off for the whole process, for as long as one call keeps everything else waiting anyway.
+_LARGE = 64 * 1024
+
+
+def _uncollected(decode: Callable[[bytes], Any], body: bytes) -> Any:
+    """Decode while nothing is collected; by any thread.
+
+    Of threads that overlap the first to come switches the collector on again, which costs the others time and no more.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return decode(body)
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 # -- cattrs ----------------------------------------------------------------------------------------------------------

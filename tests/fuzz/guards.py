@@ -23,7 +23,7 @@ def attack_msgpack_guard(data: bytes) -> object:
     return attack_guard(check_msgpack_size, msgspec.msgpack.decode, data)
 
 
-def attack_guard(check: Callable[[bytes], None], decode: Callable[[bytes], Any], data: bytes) -> object:
+def attack_guard(check: Callable[[bytes], object], decode: Callable[[bytes], Any], data: bytes) -> object:
     """Decode what the guard lets pass; it may be no JSON, and neither too deep nor too large for the decoder."""
     check(data)
     tracemalloc.start()
