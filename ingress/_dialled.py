@@ -7,6 +7,7 @@ epoll descriptor; where the system has none, or the stream is none of the kernel
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import select
@@ -178,7 +179,11 @@ class DialledStreams:
 
     def _forget(self, stream: trio.abc.Stream) -> None:
         if isinstance(stream, TcpStream):
-            self._heard.pop(stream.fileno(), None)  # closing takes it out of the kernel's set
+            number = stream.fileno()
+            if self._heard.pop(number, None) is not None and self._epoll is not None:
+                # Closing would do, but for a child that an engine forked and that holds the stream still.
+                with contextlib.suppress(OSError):
+                    self._epoll.unregister(number)
         self._lingering.pop(stream, None)
         if not self._lingering and self._idle is not None:
             self._idle.set()
@@ -190,6 +195,7 @@ class DialledStreams:
             await trio.sleep_until(next(iter(self._lingering.values()), -math.inf))
             now = trio.current_time()
             for stream in [stream for stream, deadline in self._lingering.items() if deadline <= now]:
-                await self.close(stream)
+                del self._lingering[stream]
+                self.start_soon(self.close, stream)  # not one after the other: TLS has a goodbye
             if not self._lingering:
                 self._linger_began = trio.Event()

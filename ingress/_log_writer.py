@@ -37,8 +37,7 @@ class LineWriter(logging.Handler):
 
     def __init__(self, stream: IO[str] | None, *, capacity: int = QUEUE_LINES, is_shared: bool = False) -> None:
         super().__init__()
-        self.takes_plain_text = False
-        """True where its lines have the form of :func:`ingress._logging.plain_line`; set by who set its formatter."""
+        self._plain: tuple[logging.Formatter | None, list[object], int] | None = None
         self.mark = ""
         """What their text begins with."""
         self._stream = stream
@@ -53,12 +52,22 @@ class LineWriter(logging.Handler):
         self._has_descriptor = _descriptor(stream) is not None
         self._wanted = threading.Event()
         self._thread: threading.Thread | None = None
+        self._starting = threading.RLock()
         self._process = os.getpid()
 
     @property
     def dropped(self) -> int:
         """Lines that were lost: no room in the queue, or the stream took none."""
         return self._rejected + self._unwritten
+
+    def mark_plain(self) -> None:
+        """Have its present formatter and filters make the lines of :func:`ingress._logging.plain_line`."""
+        self._plain = self.formatter, list(self.filters), self.level
+
+    @property
+    def is_plain(self) -> bool:
+        """True while nobody has set another formatter, filter or level since."""
+        return self._plain == (self.formatter, self.filters, self.level)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -73,13 +82,15 @@ class LineWriter(logging.Handler):
             self._write_in_memory(line)
             return
         if self._process != os.getpid():
-            self._begin_anew_after_fork()
+            with self._starting:
+                self._begin_anew_after_fork()
         if len(self._lines) >= self._capacity or self._is_closing:
             self._rejected += 1
             return
         self._lines.append(line)
         if not self._wanted.is_set():
-            self._keep_thread()
+            with self._starting:  # lines come from several threads, and two writers would be at odds
+                self._keep_thread()
             self._wanted.set()
 
     def flush(self, timeout: float = CLOSE_TIMEOUT) -> None:
@@ -110,6 +121,8 @@ class LineWriter(logging.Handler):
 
     def _begin_anew_after_fork(self) -> None:
         """The lines are the parent's, and its thread has stayed there."""
+        if self._process == os.getpid():  # another thread was faster
+            return
         self._process = os.getpid()
         self._lines.clear()
         self._wanted = threading.Event()
@@ -137,7 +150,9 @@ class LineWriter(logging.Handler):
             note = _note(logging.WARNING, "%d log lines were dropped before this one", missing)
             lines = [self.format(note), *lines]
         try:
-            for piece in self._pieces([f"{line}\n".encode(self._encoding, "backslashreplace") for line in lines]):
+            text = "\n".join([*lines, ""])  # a record with a traceback has several lines
+            raw = [line.encode(self._encoding, "backslashreplace") for line in text.splitlines(keepends=True)]
+            for piece in self._pieces(raw):
                 self._write_all(piece)
         except (OSError, ValueError):  # the disk is full, nobody reads, the stream was closed
             self._unwritten += len(lines) - bool(missing)

@@ -115,7 +115,8 @@ def set_up_logging(
         is_colored = color == "always" or (color == "auto" and _is_colorful(environ, stream))
         is_local = is_true(environ.get("DYN_LOG_USE_LOCAL_TZ", ""))
         writer.setFormatter(TextFormatter(is_colored=is_colored, is_local_time=is_local, process=process))
-        writer.takes_plain_text = not (is_colored or is_local)
+        if not (is_colored or is_local):
+            writer.mark_plain()
         writer.mark = _mark(process)
     root = logging.getLogger()
     for handler in root.handlers:

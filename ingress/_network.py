@@ -248,6 +248,8 @@ class TcpNetwork:
             if code in _CONNECTING:
                 # On the same machine it has been accepted by now: asking again is cheaper than being woken.
                 code = raw.connect_ex((host, port))
+                if code == errno.EISCONN:  # not on Linux, which says 0
+                    code = 0
             if code in _CONNECTING_STILL:
                 return TcpConnect(raw)
             if code:

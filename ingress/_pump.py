@@ -10,7 +10,6 @@ of the scheduler, has not stopped: what a fast one yields between such passes ma
 
 from __future__ import annotations
 
-import math
 import time
 import types
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
@@ -297,7 +296,6 @@ def pump_response_stream(
             try:
                 answer = yield trap
             except BaseException as exc:
-                progress.busy_until = -math.inf  # an engine that swallows its cancellation meets it at its next chunk
                 trap = encoding.throw(exc)
             else:
                 progress.chunks_at_suspension = progress.chunks

@@ -80,4 +80,4 @@ def _only_writer() -> LineWriter | None:
         if logger.handlers or not logger.propagate:
             return None
     writer = logging.root.handlers[0]
-    return writer if type(writer) is LineWriter and writer.takes_plain_text else None
+    return writer if type(writer) is LineWriter and writer.is_plain else None

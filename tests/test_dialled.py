@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import select
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -144,6 +145,21 @@ async def test_each_lingering_stream_has_its_own_wait(autojump_clock: MockClock)
         assert closed_at == pytest.approx([10, 14], abs=0.5)
 
 
+async def test_r10_a_closed_stream_that_a_forked_child_still_holds_keeps_nobody_busy() -> None:
+    async with open_streams() as streams, open_pair("socket") as (ours, theirs):
+        notes = Notes()
+        streams.listen(ours, notes)
+        await wait_all_tasks_blocked()
+        held = os.dup(ours.fileno())  # as fork does
+        try:
+            await theirs.aclose()
+            await notes.ended.wait()
+            with trio.fail_after(5):
+                await wait_all_tasks_blocked(0.01)
+        finally:
+            os.close(held)
+
+
 @KINDS
 async def test_d11_of_too_many_lingering_streams_the_first_is_closed(
     kind: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
@@ -213,7 +229,8 @@ async def test_without_a_descriptor_or_a_watch_callers_are_heard_all_the_same(
             if failing == "epoll":
                 refuse()
             self._epoll = wanted()
-            self.fileno, self.poll, self.register = self._epoll.fileno, self._epoll.poll, refuse
+            self.fileno, self.poll = self._epoll.fileno, self._epoll.poll
+            self.register, self.unregister = refuse, self._epoll.unregister
 
         def __enter__(self) -> Full:
             return self

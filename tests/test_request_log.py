@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import StringIO
 
 import pytest
@@ -99,3 +99,16 @@ def test_a_handler_of_somebody_else_gets_the_lines_too() -> None:
     kept: list[str] = []
     lines_of("r", "completed", "ok", None, Keeping())
     assert kept == ["request received", "request completed"]
+
+
+def lines_after(change: Callable[[logging.Handler], object]) -> str:
+    written = StringIO()
+    change(set_up_logging({}, written))
+    RequestLog("a.b.c").received("r", 12, "json")
+    return written.getvalue()
+
+
+def test_a_filter_level_or_form_that_is_set_later_holds_for_the_lines_too() -> None:
+    assert lines_after(lambda writer: writer.addFilter(lambda record: False)) == ""
+    assert lines_after(lambda writer: writer.setLevel(logging.ERROR)) == ""
+    assert lines_after(lambda writer: writer.setFormatter(logging.Formatter("%(message)s"))) == "request received\n"

@@ -57,7 +57,10 @@ class ProcessPages:
         code, shown = await self.health(is_verbose=is_verbose)
         if self._flags.compat_live:
             return code, shown
-        is_stuck = any(isinstance(answer, ScrapeError) for answer in self._health.answers.values())
+        answers = self._health.answers
+        is_stuck = any(
+            slot.child is not None and isinstance(answers.get(slot.child), ScrapeError) for slot in self._slots
+        )
         return 503 if is_stuck else 200, shown
 
     async def progress(self) -> tuple[int, Any]:
@@ -68,10 +71,10 @@ class ProcessPages:
         answers = await self._metrics.ask()
         answering = set()
         for slot in self._slots:
+            await trio.lowlevel.checkpoint()  # a page takes a while to read, and signals are not to wait for all
             # Who has ended since is retired already, with what he had said before.
             answer = answers.get(slot.child) if slot.child is not None else None
             if isinstance(answer, bytes):
-                await trio.lowlevel.checkpoint()  # a page takes a while to read, and signals are not to wait for all
                 with contextlib.suppress(ValueError):
                     self._merged.update(str(slot.number), parse_page(answer.decode(errors="replace")))
                     answering.add(str(slot.number))

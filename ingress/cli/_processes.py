@@ -87,8 +87,11 @@ def check_addresses(count: int, worker: WorkerOptions) -> None:
 
 
 def child_command() -> list[str]:
-    """Return the command of a worker process: this one's, which the line to its parent makes a single worker."""
-    return [sys.executable, "-m", "ingress", *command_line()]
+    """Return the command of a worker process: this one's, which the line to its parent makes a single worker.
+
+    It imports from where the console script does: a file beside the engine is not to hide a module of the library.
+    """
+    return [sys.executable, "-P", "-m", "ingress", *command_line()]
 
 
 class _Fleet:

@@ -108,10 +108,10 @@ class Supervisor:
                     for slot in self.slots:
                         children.start_soon(self._keep, slot)
             nursery.cancel_scope.cancel()
-        if self._forced is not None:
-            return 128 + self._forced
         if self._failure is not None:
             raise self._failure
+        if self._forced is not None:
+            return 128 + self._forced
         return max(self._codes, key=_SEVERITY.index, default=EXIT_CLEAN)
 
     # -- one slot ------------------------------------------------------------------------------------------------------
@@ -126,12 +126,12 @@ class Supervisor:
                 self._abandon(error)
                 return
             delay = slot.next_delay()
-            what = f"{slot.name}: {error.what}{f', {error.why}' if error.why else ''}"
+            what = f"{slot.name}: {error.what}{_because(error)}"
             slot.trouble = f"{error.what}; started again after {delay:g} s"
             logger.warning("%s; starting it again in %g s", what, delay)
             with trio.move_on_after(delay):
                 await self._ending.wait()
-            slot.restarts += 1
+            slot.restarts += not self._ending.is_set()
 
     async def _live(self, slot: Slot) -> CommandError:
         """Run one process to its end, and return what became of it."""
@@ -180,13 +180,15 @@ class Supervisor:
 
     def _force(self, number: int) -> None:
         self._forced = number
-        self._patience.deadline = trio.current_time() + FORCED_EXIT_TIME + FORCED_MARGIN
+        patience = trio.current_time() + FORCED_EXIT_TIME + FORCED_MARGIN
+        self._patience.deadline = min(self._patience.deadline, patience)
         for child in self._children():
             child.force(number)
 
     def _abandon(self, error: CommandError) -> None:
         """End everything, because of what makes a first start fail; those that load have nobody to wait for."""
         self._failure = error
+        logger.error("no process may fail to start the first time, all end: %s%s", error.what, _because(error))
         self._drain()
         for child in self._children():
             if child.started is None:
@@ -211,3 +213,7 @@ class Supervisor:
                 else:
                     logger.info("%s: draining; a second signal ends at once", signal.Signals(number).name)
                     self._drain()
+
+
+def _because(error: CommandError) -> str:
+    return f", {error.why}" if error.why else ""
