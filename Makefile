@@ -110,6 +110,10 @@ benchmarks: $(DEV) $(PLOTS) ## write what `make bench` measures into docs/benchm
 	@INGRESS_WRITE_DOCS=1 $(BIN)/python -m tests.bench
 	@INGRESS_WRITE_DOCS=1 $(BIN)/python -m tests.bench.growth
 
+.PHONY: budget
+budget: $(DEV) ## store what a request, a chunk and a stream cost in opcodes and blocks, for this version of Python
+	@$(BIN)/python -m tests.bench.budget
+
 .PHONY: fuzz
 fuzz: $(DEV) ## attack every decoder, beginning with the captures, and drive the state machines; SECONDS=N
 	@$(PIP) install --editable '.[fuzz]' 2>/dev/null || echo "atheris does not install here: plain mutations instead" >&2
