@@ -17,7 +17,7 @@ from ._dialled import DialledStreams
 from ._logging import request_scope
 from ._network import TcpConnect, TcpStream
 from ._request_stream import RequestInput
-from ._text import RateLimitedLogger, printable
+from ._text import RateLimitedLogger, quoted
 from .abc import Network
 from .errors import InvalidMessage, RemoteProtocolError, ResponseStreamError
 from .wire.addresses import SocketAddress
@@ -265,8 +265,8 @@ class _Caller:
                     logging.WARNING,
                     "control word",
                     "request %s: %s; taken for a kill",
-                    printable(context.id),
-                    printable(exc),
+                    quoted(context.id),
+                    quoted(exc),
                 )
             context.kill("protocol error on the response stream")
             self.is_gone = True

@@ -6,7 +6,7 @@ import asyncio
 
 import trio
 
-from ._text import printable
+from ._text import printable, quoted
 from .errors import (
     DialBackRefused,
     IngressError,
@@ -80,7 +80,7 @@ def describe_failure(failure: BaseException) -> str:
             traceback = traceback.tb_next
         code = traceback.tb_frame.f_code
         place = f" ({code.co_filename.rsplit('/', 1)[-1]}:{traceback.tb_lineno} in {code.co_name})"
-    return printable(f"{type(failure).__name__}: {_text_of(failure)}", 500) + place
+    return quoted(f"{type(failure).__name__}: {_text_of(failure)}", 500) + place
 
 
 def refusal_text(error: IngressError) -> str:

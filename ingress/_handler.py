@@ -26,7 +26,7 @@ from ._logging import TRACE, request_scope
 from ._pump import pump_response_stream
 from ._request_log import RequestLog
 from ._response import DEFAULT_STREAM_LIMITS, Response, StreamLimits
-from ._text import RateLimitedLogger, printable
+from ._text import RateLimitedLogger, quoted
 from ._token import TOKEN_HEADER, TokenGuard
 from ._tracing import EndpointTracer, RequestEnd, RequestStart, end_span, start_span
 from .abc import Arrival, Engine, IngressDispatch, Network, Push
@@ -55,8 +55,9 @@ logger = logging.getLogger("ingress.handler")
 # An engine's cleanup may await this long after its request has ended; then it is cut.
 DEFAULT_CLEANUP_TIMEOUT = 5.0
 
-# What a caller that is being left is given to take the goodbye.
-GOODBYE_TIMEOUT = 5.0
+# What a caller that is being left is given to take the goodbye: frames of a few bytes, which one that reads takes at
+# once. With what follows in the drain it makes less than three seconds.
+GOODBYE_TIMEOUT = 1.25
 
 _QUEUE_DEADLINE = "queue_deadline"
 
@@ -217,7 +218,7 @@ class PushHandler:
                 with self.metrics.request_in_flight(len(push.payload)):
                     self._count(error)
             self._log.log(
-                logging.WARNING, type(exc).__name__, "push to %s refused: %s", self.endpoint_id, printable(error, 600)
+                logging.WARNING, type(exc).__name__, "push to %s refused: %s", self.endpoint_id, quoted(error, 600)
             )
             try:
                 raise error from (None if error is exc else exc)
@@ -239,7 +240,7 @@ class PushHandler:
         except BaseException as exc:  # the wall round every request: what comes here is a bug of ours, and ends here
             if is_cancellation(exc):
                 raise
-            logger.exception("request %s of %s: internal error", printable(control.id), self.endpoint_id)
+            logger.exception("request %s of %s: internal error", quoted(control.id), self.endpoint_id)
         finally:
             if context.span is not None:  # a request that has ended has none
                 end_span(context.span, RequestEnd(outcome="failed", reason="internal"))
@@ -296,7 +297,7 @@ class PushHandler:
                 except PublishError as exc:
                     # Where the caller has left it is no failure, and the request's own line says so.
                     level = logging.DEBUG if response.publish_error is None else logging.INFO
-                    logger.log(level, "request %s: %s", printable(context.id), printable(exc, 600))
+                    logger.log(level, "request %s: %s", quoted(context.id), quoted(exc, 600))
                 except BaseException as exc:  # an engine's own nursery may raise a group while it is being cancelled
                     if is_cancellation(exc):
                         context.kill("the worker was cancelled")
@@ -325,7 +326,7 @@ class PushHandler:
                 await admitted.slot.wait_granted()
             except QueueDeadlinePassed as exc:
                 event = error_event_of(exc)
-                self._log.log(logging.WARNING, "queue deadline", "request %s refused: %s", printable(context.id), exc)
+                self._log.log(logging.WARNING, "queue deadline", "request %s refused: %s", quoted(context.id), exc)
                 response.error_type = _QUEUE_DEADLINE
             self.metrics.observe_permit_wait(trio.current_time() - guard.started)
         # 2. Parse. A body that cannot be read is told to the caller, once there is a stream to tell it on.
@@ -401,11 +402,11 @@ class PushHandler:
                 elif error is not None:
                     logger.warning(
                         "request %s: engine failed while cleaning up: %s",
-                        printable(context.id),
+                        quoted(context.id),
                         describe_failure(error),
                     )
         if cleanup.cancelled_caught:
-            logger.warning("request %s: engine's cleanup cut after %g s", printable(context.id), self._cleanup_timeout)
+            logger.warning("request %s: engine's cleanup cut after %g s", quoted(context.id), self._cleanup_timeout)
         if failure is None:
             return None
         if isinstance(failure, PublishError) and response.writer.failure is not None:
@@ -436,7 +437,7 @@ class PushHandler:
         """Count and log one failure of a request, unless it is only the echo of its cancellation."""
         if context.ending is not None or response.error_type is not None:
             # The first failure is the request's; that it could not be told, for one, is not a second one.
-            logger.debug("request %s: after its end: %s", printable(context.id), describe_failure(failure))
+            logger.debug("request %s: after its end: %s", quoted(context.id), describe_failure(failure))
             return
         response.error_type = error_type
         self.metrics.count_error(error_type)
@@ -444,13 +445,13 @@ class PushHandler:
             logging.WARNING,
             type(failure).__name__,
             "request %s of %s failed: %s",
-            printable(context.id),
+            quoted(context.id),
             self.endpoint_id,
             describe_failure(failure),
         )
         # The causes of our own errors quote what could not be read, and payloads stand on trace lines only.
         level = TRACE if isinstance(failure, IngressError) else logging.DEBUG
-        logger.log(level, "request %s: traceback", printable(context.id), exc_info=failure)
+        logger.log(level, "request %s: traceback", quoted(context.id), exc_info=failure)
 
     def _settle(self, context: RequestContext, response: Response, guard: RequestGuard) -> None:
         """Count and log how the request ended: by the first that happened to it, and by that alone."""

@@ -13,7 +13,7 @@ from ._dial_guard import DialGuard, DialTarget
 from ._dialback import DialBack
 from ._dialled import DialledStreams
 from ._response import DEFAULT_STREAM_LIMITS, Response, StreamLimits
-from ._text import printable
+from ._text import quoted
 from .abc import IngressDispatch, Network, Push
 from .errors import IngressError, PublishError, ResponseStreamError
 from .wire.messages import ConnectionInfo, RequestControlMessage
@@ -61,8 +61,9 @@ class LegacyTeller:
             return None
         try:
             shape = next(shape for shape in self._shapes if shape.accepts(push.payload))
-            control = shape.read_control(push.payload)
-            if not control.is_from_legacy_caller:
+            read = shape.read_control if push.too_large is None else shape.read_control_of_start
+            control = read(push.payload)
+            if control is None or not control.is_from_legacy_caller:
                 return None
             info, address = self._dial_guard.check(push.peer_host, control.id, control.connection_info, "response")
         except Exception:  # whatever it is, it has been counted and logged with the refusal itself
@@ -97,10 +98,10 @@ class LegacyTeller:
                         response.refuse(text)
                         await response.send_final()
                     except (ResponseStreamError, PublishError) as exc:
-                        logger.info("refusal of %s not told: %s", printable(context.id), printable(exc, 600))
+                        logger.info("refusal of %s not told: %s", quoted(context.id), quoted(exc, 600))
                 if response.is_whole:
                     dial_back.let_caller_close_first()
         except Exception:  # the wall, as round every request
-            logger.exception("refusal of %s: internal error", printable(context.id))
+            logger.exception("refusal of %s: internal error", quoted(context.id))
         finally:
             self._pending -= 1

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 import trio
 
 from ._context import RequestContext
-from ._text import RateLimitedLogger, printable
+from ._text import RateLimitedLogger, quoted
 from .bodies import LARGE_BODY, run_decoder
 from .errors import RemoteProtocolError
 from .wire.messages import ControlWord
@@ -90,8 +90,8 @@ class RequestInput(Generic[InputT]):
                 logging.WARNING,
                 "input",
                 "request %s: %s; taken for a kill",
-                printable(self._context.id),
-                printable(exc, 600),
+                quoted(self._context.id),
+                quoted(exc, 600),
             )
             self._context.kill("protocol error on the request stream")
         finally:

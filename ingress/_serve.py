@@ -16,7 +16,7 @@ import trio
 from ._descriptors import raise_descriptor_limit
 from ._process_memory import exempt_what_stays, give_back_large_blocks
 from ._task_tree import dump_tasks_on_signal
-from ._text import printable
+from ._text import quoted
 from ._worker import CLOSING_TIME, EngineLike, Worker
 from .discovery import FileDiscovery, default_directory
 from .errors import StartupError
@@ -26,7 +26,7 @@ logger = logging.getLogger("ingress.worker")
 DEFAULT_ENDPOINT = "demo.backend.generate"
 
 # What has been cancelled is given this long to end before the process does.
-FORCED_EXIT_TIME = 2.0
+FORCED_EXIT_TIME = 0.75
 
 EXIT_CLEAN = 0
 EXIT_CANCELLED_BY_DRAIN = 4
@@ -220,7 +220,7 @@ async def _leave_when_stuck(worker: Worker) -> None:
 
 
 def _leave_now(worker: Worker, exit_code: int) -> NoReturn:
-    stuck = ", ".join(printable(context.id, 64) for context in list(worker.open_requests)[:20])
+    stuck = ", ".join(quoted(context.id, 64) for context in list(worker.open_requests)[:20])
     logger.error("engines do not end when cancelled, leaving without them: %s", stuck or "none known")
     logging.shutdown()
     sys.stdout.flush()

@@ -23,6 +23,15 @@ def printable(text: object, limit: int = CLIP) -> str:
     return shown if len(raw) <= limit and len(shown) <= limit else f"{shown[:limit]}…({len(raw)} characters)"
 
 
+def quoted(text: object, limit: int = CLIP) -> str:
+    """Return the text printable, and in quotes where a part of it might be taken for a field of the log line."""
+    shown = printable(text, limit)
+    return f'"{shown.replace(_QUOTE, _ESCAPED_QUOTE)}"' if "=" in shown else shown
+
+
+_QUOTE, _ESCAPED_QUOTE = '"', '\\"'
+
+
 def _is_harmless(character: str) -> bool:
     # Cc and Cf hold control and bidi characters, Zl and Zp the line separators, Cs lone surrogates.
     return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp", "Co", "Cn")

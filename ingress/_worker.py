@@ -35,7 +35,7 @@ from ._plugins import load_discovery, load_plane, load_shapes
 from ._pump import DEFAULT_WRITE_STALL_TIMEOUT
 from ._response import StreamLimits
 from ._tallies import Tallies
-from ._text import RateLimitedLogger, printable
+from ._text import RateLimitedLogger, printable, quoted
 from ._token import TokenGuard, TokenKeys
 from ._tracing import Tracer
 from ._version import __version__
@@ -59,7 +59,7 @@ DEFAULT_LINGER = 2.0
 DEFAULT_DRAIN_BUDGET = 25.0
 
 # At the very end, for callers that have their sentinel and are about to close.
-CLOSING_TIME = 1.0
+CLOSING_TIME = 0.75
 
 DEFAULT_PLANE = "tcp"
 
@@ -364,7 +364,7 @@ class Worker:
         overdue = list(self.open_requests)
         self.cancelled_by_drain = len(overdue)
         logger.warning(
-            "draining: budget over, cancelling %s", ", ".join(printable(context.id, 64) for context in overdue[:20])
+            "draining: budget over, cancelling %s", ", ".join(quoted(context.id, 64) for context in overdue[:20])
         )
         for context in overdue:
             context.shut_down()
@@ -414,7 +414,7 @@ class Worker:
         if handler is None:
             self.metrics.count_unrouted("draining" if self.is_draining else "unknown_endpoint")
             complaint = "invalid endpoint path" if path is None else f"unknown endpoint {printable(path)}"
-            self._log.log(logging.WARNING, "no such endpoint", "push refused: %s", complaint)
+            self._log.log(logging.WARNING, "no such endpoint", "push refused: %s", quoted(complaint, 600))
             raise Unavailable(complaint)
         return handler
 

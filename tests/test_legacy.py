@@ -65,6 +65,17 @@ async def test_an_overload_is_told_to_legacy_callers(autojump_clock: MockClock) 
         assert (await running.read_to_sentinel()).is_whole
 
 
+async def test_an_overload_is_told_to_legacy_callers_whose_frame_is_too_large_too(autojump_clock: MockClock) -> None:
+    async with open_stage(wait, engine_request_limit=1, max_frame_size=10_000) as stage:
+        running = await stage.call(5)
+        payload = stage.caller.payload("x" * 20_000, stage.caller.control(codec=None, request_id="old"))
+        assert await stage.ask(payload) == ""
+        response = await stage.caller.accept()
+        await response.read_until(lambda said: said.has_sentinel)
+        assert_told(response, "Server overloaded: worker at capacity")
+        assert (await running.read_to_sentinel()).is_whole
+
+
 async def test_a_draining_worker_tells_legacy_callers(autojump_clock: MockClock) -> None:
     async with open_stage(wait, drain_budget=5) as stage:
         running = await stage.call(3)

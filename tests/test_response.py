@@ -12,6 +12,9 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from ingress._handler import GOODBYE_TIMEOUT
+from ingress._serve import FORCED_EXIT_TIME
+from ingress._worker import CLOSING_TIME, Phase
 from ingress.testing import MemoryNetwork
 from ingress.wire.messages import ControlWord
 
@@ -252,6 +255,17 @@ async def test_r04_a_caller_is_told_also_when_the_engine_does_not_let_go(autojum
         stage.worker.drain()
         assert_goodbye(await response.read_to_sentinel(), [1])
         assert trio.current_time() < 1
+
+
+async def test_r04_a_caller_that_reads_nothing_does_not_hold_up_the_end(autojump_clock: MockClock) -> None:
+    async with open_stage(count_to, network=slow_network(), drain_budget=1) as stage:
+        await stage.call(10**9)
+        await wait_all_tasks_blocked()
+        stage.worker.drain()
+        while stage.worker.phase is not Phase.STOPPED:
+            await trio.sleep(0.01)
+    assert 1 + GOODBYE_TIMEOUT <= trio.current_time() <= 1.1 + GOODBYE_TIMEOUT + CLOSING_TIME
+    assert GOODBYE_TIMEOUT + CLOSING_TIME + FORCED_EXIT_TIME < 3  # with an engine that does not end, besides
 
 
 async def test_r04_a_slow_caller_still_gets_its_whole_goodbye(autojump_clock: MockClock) -> None:

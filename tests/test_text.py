@@ -10,7 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from ingress._text import RateLimitedLogger, printable
+from ingress._text import RateLimitedLogger, printable, quoted
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain", "plain"),
+        ('say "no"', 'say "no"'),
+        ("a status=completed", '"a status=completed"'),
+        ('x" status=ok "', '"x\\" status=ok \\""'),
+        ("a\nb=c", '"a\\nb=c"'),
+    ],
+)
+def test_o01_what_might_be_taken_for_a_field_is_quoted(text: str, shown: str) -> None:
+    assert quoted(text) == shown
 
 
 @pytest.mark.parametrize(
