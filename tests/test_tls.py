@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -17,7 +18,7 @@ import trio.testing
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import ingress
-from ingress._network import TcpNetwork, close_now
+from ingress._network import TcpNetwork, TcpStream, close_now
 from ingress.client import Client
 from ingress.errors import StartupError, StreamIncomplete, Unavailable
 from ingress.testing import MemoryNetwork
@@ -107,17 +108,18 @@ class Wiretap(TcpNetwork):
         self.heard: list[bytearray] = []
 
     async def connect(self, host: str, port: int) -> Any:
-        stream = await super().connect(host, port)
-        heard = bytearray()
-        self.heard.append(heard)
-        send_all = stream.send_all
+        self.heard.append(bytearray())
+        return _Tapped((await super().connect(host, port))._raw, self.heard[-1])
 
-        async def listen(data: Any) -> None:
-            heard.extend(data)
-            await send_all(data)
 
-        stream.send_all = listen  # type: ignore[method-assign]
-        return stream
+class _Tapped(TcpStream):
+    def __init__(self, raw: socket.socket, heard: bytearray) -> None:
+        super().__init__(raw)
+        self._heard = heard
+
+    async def send_all(self, data: Any) -> None:
+        self._heard += data
+        await super().send_all(data)
 
 
 def a_caller_without_a_certificate(authority: Authority, tmp_path: Path) -> TlsOptions:
