@@ -49,7 +49,7 @@ class RequestContext:
         self.id = request_id
         self.endpoint = endpoint
         self.metadata = metadata
-        self.headers: Mapping[str, str] = MappingProxyType(headers)
+        self.headers = headers if type(headers) is MappingProxyType else MappingProxyType(headers)
         self.span = span
         self.scope = trio.CancelScope()
         self.ending: Ending | None = None

@@ -52,7 +52,7 @@ class DialBack:
     # Of this and what else an open stream has there may be thousands.
     __slots__ = (
         *("_caller", "_close_wait", "_connect_timeout", "_context", "_guard", "_handshake_timeout", "_is_graceful"),
-        *("_max_frame_size", "_network", "_open", "_peer_host", "_readings", "_start_connect", "streams"),
+        *("_max_frame_size", "_network", "_open", "_peer_host", "_readings", "streams"),
     )
 
     def __init__(
@@ -71,10 +71,6 @@ class DialBack:
         self.streams = streams
         """Where what serves a stream runs."""
         self._network = network
-        # Only real TCP has one.
-        self._start_connect: Callable[[str, int], TcpStream | TcpConnect] | None = getattr(
-            network, "start_connect", None
-        )
         self._context = context
         self._max_frame_size = max_frame_size
         self._guard = guard
@@ -84,7 +80,7 @@ class DialBack:
         self._close_wait = close_wait
         self._open: list[trio.abc.Stream] = []
         self._caller: _Caller | None = None
-        self._readings: list[trio.CancelScope] = []
+        self._readings: tuple[trio.CancelScope, ...] = ()
         self._is_graceful = False
 
     async def __aenter__(self) -> DialBack:
@@ -132,7 +128,7 @@ class DialBack:
             raise ResponseStreamError(f"request stream of {address.host}:{address.port} took no handshake") from exc
         requests = RequestInput(connection, self._context, decode, max_frame_size=self._max_frame_size)
         reading = trio.CancelScope()
-        self._readings.append(reading)
+        self._readings += (reading,)
         self.streams.start_soon(self._follow, connection, requests, reading)
         return requests
 
@@ -168,10 +164,12 @@ class DialBack:
         return stream
 
     def _begin_to_connect(self, target: SocketAddress) -> TcpStream | TcpConnect | None:
-        if self._start_connect is None:
+        # Only real TCP has one.
+        start: Callable[[str, int], TcpStream | TcpConnect] | None = getattr(self._network, "start_connect", None)
+        if start is None:
             return None
         try:
-            return self._start_connect(target.host, target.port)
+            return start(target.host, target.port)
         except OSError as exc:
             self._guard.limits.record_failure(target, target, is_silent=False)
             raise ResponseStreamError(f"dial-back to {target.host}:{target.port} {_describe(exc)}") from exc

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from types import AsyncGeneratorType
+from types import AsyncGeneratorType, MappingProxyType
 from typing import Any
 
 import trio
@@ -60,6 +60,7 @@ DEFAULT_CLEANUP_TIMEOUT = 5.0
 GOODBYE_TIMEOUT = 1.25
 
 _QUEUE_DEADLINE = "queue_deadline"
+_NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
 HealthNotifier = Callable[[], None]
 
@@ -258,7 +259,7 @@ class PushHandler:
         return RequestContext(
             request_id=control.id,
             endpoint=self.endpoint_id,
-            metadata=control.metadata or {},
+            metadata=control.metadata or _NO_METADATA,
             headers=headers,
             trace=parent,
             span=span,

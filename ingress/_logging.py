@@ -141,7 +141,9 @@ def _is_colorful(environ: Mapping[str, str], stream: IO[str] | None) -> bool:
 
 # -- who asked -------------------------------------------------------------------------------------------------------
 
-_request_ids: contextvars.ContextVar[Mapping[str, str] | None] = contextvars.ContextVar("ingress request", default=None)
+# The request's id, and those of its trace and span where it belongs to one.
+_request_ids: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("ingress request", default=())
+_ID_NAMES = ("request_id", "trace_id", "span_id")
 
 
 class request_scope:  # noqa: N801 - used as a function is; a generator's context manager costs three times as much
@@ -153,9 +155,9 @@ class request_scope:  # noqa: N801 - used as a function is; a generator's contex
     __slots__ = ("_ids", "_token")
 
     def __init__(self, request_id: str, trace_id: str | None = None, span_id: str | None = None) -> None:
-        self._ids = {"request_id": request_id}
+        self._ids: tuple[str, ...] = (request_id,)
         if trace_id is not None and span_id is not None:
-            self._ids |= {"trace_id": trace_id, "span_id": span_id}
+            self._ids = (request_id, trace_id, span_id)
 
     def __enter__(self) -> None:
         self._token = _request_ids.set(self._ids)
@@ -167,7 +169,7 @@ class request_scope:  # noqa: N801 - used as a function is; a generator's contex
 def request_id_in(context: contextvars.Context) -> str | None:
     """Return the id of the request that a task with this context works for, None for no request's."""
     ids = context.get(_request_ids)
-    return None if ids is None else ids.get("request_id")
+    return ids[0] if ids else None
 
 
 def log_fields(logger: logging.Logger, level: int, message: str, **fields: object) -> None:
@@ -216,8 +218,8 @@ class TextFormatter(logging.Formatter):
         )
         ids = _request_ids.get()
         values = _fields_of(record)
-        if ids is not None and "trace_id" in ids:
-            values = {**values, "trace_id": ids["trace_id"]}
+        if len(ids) > 1:
+            values = {**values, "trace_id": ids[1]}
         fields = " ".join([f"{key}={shown(value)}" for key, value in values.items()])
         message = printable(record.getMessage(), max(64, MAX_LINE - len(head) - len(fields) - 32))
         line = _clipped(head + (f"{message} {fields}" if fields else message))
@@ -240,7 +242,7 @@ class JsonFormatter(logging.Formatter):
             **self._process,
             "target": record.name,
             "message": record.getMessage(),
-            **(_request_ids.get() or {}),
+            **dict(zip(_ID_NAMES, _request_ids.get(), strict=False)),
         }
         for key, value in _fields_of(record).items():
             is_plain = isinstance(value, int | float | None) and abs(value or 0) < 1e15

@@ -327,7 +327,11 @@ async def _encode_chunks(
         buffer += frame
         count += 1
         progress.chunks = count
-        if isinstance(chunk, _ENVELOPES) and (isinstance(chunk, ErrorEvent) or chunk.is_error):
+        if (
+            type(chunk) is not dict
+            and isinstance(chunk, _ENVELOPES)
+            and (isinstance(chunk, ErrorEvent) or chunk.is_error)
+        ):
             progress.error_chunks += 1
         # Give way: to the caller when it is slow, to other tasks when the engine never suspends, and to a cancellation
         # when the engine swallows it.

@@ -450,9 +450,9 @@ async def test_contextvars_and_the_ids_of_log_lines_cross() -> None:
 
     class Ids(logging.Filter):
         def filter(self, record: logging.LogRecord) -> bool:
-            from ingress._logging import _request_ids
+            from ingress._logging import request_id_in
 
-            seen.append((record.getMessage(), (_request_ids.get() or {}).get("request_id")))
+            seen.append((record.getMessage(), request_id_in(contextvars.copy_context())))
             return True
 
     async def logs(request: Any) -> AsyncIterator[Any]:

@@ -48,7 +48,7 @@ def feed(decoder: RequestFrameDecoder, segments: Iterable[bytes]) -> list[Reques
 
 
 def headers_of(raw: bytes) -> dict[str, str]:
-    return RequestFrame(PATH, raw, b"").headers
+    return dict(RequestFrame(PATH, raw, b"").headers)
 
 
 # -- frames ----------------------------------------------------------------------------------------------------------

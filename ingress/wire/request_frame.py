@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import msgspec
 from attrs import frozen
@@ -60,17 +61,18 @@ class RequestFrame:
             raise InvalidMessage(f"endpoint path is not UTF-8: {exc}") from exc
 
     @property
-    def headers(self) -> dict[str, str]:
-        """The headers as a dict of strings; empty where they are absent or unusable: nothing in them is required."""
+    def headers(self) -> Mapping[str, str]:
+        """The headers as a mapping of strings; empty where they are absent or unusable: nothing in them is required."""
         if not self.raw_headers or len(self.raw_headers) > MAX_PARSED_HEADERS:
-            return {}
+            return _NO_HEADERS
         try:
             return _HEADERS.decode(self.raw_headers)
         except (msgspec.MsgspecError, ValueError, RecursionError):
-            return {}
+            return _NO_HEADERS
 
 
 _HEADERS = msgspec.json.Decoder(dict[str, str])
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 def encode_request_frame(path: str, headers: Mapping[str, str], payload: bytes) -> bytes:
