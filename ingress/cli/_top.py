@@ -72,10 +72,13 @@ def top(
                     output.stderr().print(f"{worker.address}: {worker.problem}", style="yellow", soft_wrap=True)
         return EXIT_CLEAN if all(worker.is_there for worker in workers) else EXIT_FAILED
     signals: list[int] = []
+    is_unread = False
     try:
         trio.run(_watch_until_signalled, workers, interval, output.stdout(), signals)
     except* BrokenPipeError:
-        raise BrokenPipeError from None  # one of a task arrives as a group
+        is_unread = True
+    if is_unread:  # raised here, for what is raised above arrives as a group
+        raise BrokenPipeError
     # Ctrl-C is how one leaves it.
     return 128 + signals[0] if signals and signals[0] != signal.SIGINT else EXIT_CLEAN
 

@@ -105,6 +105,8 @@ def make_client_context(options: TlsOptions) -> ssl.SSLContext:
 def _harden(context: ssl.SSLContext) -> None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
+    # Set by default up to Python 3.11.2: a stream that somebody cuts would look like one that has ended.
+    context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
 
 
 def _load_pair(context: ssl.SSLContext, cert: Path | None, key: Path | None) -> None:
