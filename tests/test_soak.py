@@ -35,7 +35,7 @@ async def test_l09_no_good_request_is_lost_beside_a_villain() -> None:
     assert found["good requests lost beside a villain"] == 0
     assert found["good requests refused beside a villain"] == 0
     assert found["breaches in the history of good requests"] == 0
-    assert found["good requests beside a villain"] > 100
+    assert found["good requests beside a villain"] > 20
     assert found["attacks of the villain"] > 10
     assert found["descriptors left behind"] <= 3
     assert found["requests in flight left behind"] == 0
