@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import time
 import types
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncGenerator, Callable, Generator
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 
-from .errors import GenerateError, PublishError
+from ._response_writer import ResponseWriter
+from .errors import GenerateError
 from .wire.codec import DEFAULT_MAX_RESPONSE_CHUNK
 from .wire.messages import Annotated, ErrorEvent
 from .wire.response import ResponseSender
@@ -39,19 +39,13 @@ MAX_PASS = 0.004
 # An engine that does not suspend is interrupted after this long, however few its chunks.
 MAX_RUN = 0.001
 
-# How long the chunks of an engine may be held that suspends only to give way. It is asked again in each pass; some tens
-# of such engines make a pass of a millisecond, and a send for each of their chunks would be a third of its cost.
+# How long the chunks of an engine may be held that suspends only to give way; what is older leaves at the end of the
+# pass in which it is noticed. Such an engine is asked again in each pass; some tens of them make a pass of a
+# millisecond, some hundreds one that is longer than this, and a send for each chunk would be half of its cost.
 MAX_HELD = 0.004
 
 # So many of its chunks leave together at the most.
 _MOST_HELD = 32
-
-# A peer that takes no byte for this long is given up.
-DEFAULT_WRITE_STALL_TIMEOUT = 60.0
-
-# For streams that tell of no progress within a send: small enough that a caller who reads 1 KiB a second is seen to
-# make some within the write-stall timeout.
-_SEND_SLICE = 16 * 1024
 
 
 def _trap_of_giving_way() -> object:
@@ -71,168 +65,26 @@ _cpu_clock = time.thread_time
 _ENVELOPES = (Annotated, ErrorEvent)
 
 
-class ResponseMeter(Protocol):
-    """What is counted of a response while it is sent; see :class:`ingress.metrics.WorkHandlerMetrics`."""
-
-    def record_flush(self, size: int) -> None: ...
-
-    def record_chunks(self, count: int, now: float) -> None: ...
-
-    def slow_reader(self) -> AbstractContextManager[None]: ...
-
-    def record_stall(self) -> None: ...
-
-
-class TaskStarter(Protocol):
-    """Where a writer runs what sends the rest; see :class:`ingress._dialled.DialledStreams`."""
-
-    def start_soon(self, function: Callable[..., Awaitable[None]], /) -> None: ...
-
-
-class NoMeter:
-    """Counts nothing."""
-
-    def record_flush(self, size: int) -> None: ...
-
-    def record_chunks(self, count: int, now: float) -> None: ...
-
-    def slow_reader(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def record_stall(self) -> None: ...
-
-
-class ResponseWriter:
-    """The outgoing buffer of one response stream.
-
-    :meth:`write` and :meth:`flush` never wait. What the socket does not take at once is sent by a task that
-    lives only as long as there is something to send. Used by one request's tasks; dead after a failure.
-    """
-
-    __slots__ = (
-        *(
-            "_is_draining",
-            "_on_failure",
-            "_progress",
-            "_send_nowait",
-            "_sending",
-            "_stall_timeout",
-            "_stream",
-            "_tasks",
-        ),
-        *("buffer", "failure", "meter"),
-    )
-
-    def __init__(
-        self,
-        stream: trio.abc.SendStream,
-        tasks: TaskStarter,
-        *,
-        on_failure: Callable[[Exception], None],
-        stall_timeout: float = DEFAULT_WRITE_STALL_TIMEOUT,
-        meter: ResponseMeter | None = None,
-    ) -> None:
-        self.meter: ResponseMeter = NoMeter() if meter is None else meter
-        self.buffer = bytearray()
-        self.failure: Exception | None = None
-        self._stream = stream
-        # Only our TCP streams have one; what other streams are given to send is sent by a task.
-        self._send_nowait: Callable[[bytearray], int] | None = getattr(stream, "send_nowait", None)
-        self._tasks = tasks
-        self._on_failure = on_failure
-        self._stall_timeout = stall_timeout
-        self._is_draining = False
-        self._sending = 0
-        self._progress: trio.Event | None = None
-
-    def write(self, data: bytes) -> None:
-        """Buffer bytes for the next flush."""
-        self.buffer += data
-
-    def flush(self) -> None:
-        """Send what can be sent now; the rest follows by itself."""
-        if self._is_draining or not self.buffer or self.failure is not None:
-            return
-        if self._send_nowait is not None:
-            try:
-                sent = self._send_nowait(self.buffer)
-            except trio.BrokenResourceError as exc:
-                self._fail(exc)
-                return
-            if sent:
-                self.meter.record_flush(sent)
-                if sent == len(self.buffer):
-                    self.buffer.clear()
-                    return
-                del self.buffer[:sent]
-        self._is_draining = True
-        self._tasks.start_soon(self._drain)
-
-    async def drained(self, *, below: int = 0) -> None:
-        """Flush and wait until at most ``below`` bytes are left.
-
-        Raises:
-            PublishError: the stream failed or stalled, now or before.
-        """
-        self.flush()
-        if len(self.buffer) + self._sending > below and self.failure is None:
-            with self.meter.slow_reader():
-                while len(self.buffer) + self._sending > below and self.failure is None:
-                    self._progress = trio.Event()
-                    await self._progress.wait()
-        if self.failure is not None:
-            raise PublishError(f"response stream failed: {self.failure}", stage="publish_response")
-
-    def _fail(self, exc: Exception) -> None:
-        if self.failure is None:
-            self.failure = exc
-            self.buffer.clear()
-            self._on_failure(exc)
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._progress is not None:
-            self._progress.set()
-
-    async def _drain(self) -> None:
-        try:
-            while self.buffer and self.failure is None:
-                await self._send_some()
-                self._wake()
-        except trio.TooSlowError:
-            self.meter.record_stall()
-            self._fail(TimeoutError(f"caller took no byte for {self._stall_timeout:g} s"))
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            self._fail(exc)
-        finally:
-            self._is_draining = False
-            self._sending = 0
-            self._wake()
-
-    async def _send_some(self) -> None:
-        with trio.fail_after(self._stall_timeout):
-            if self._send_nowait is not None:
-                await self._stream.wait_send_all_might_not_block()
-                sent = self._send_nowait(self.buffer)
-                del self.buffer[:sent]
-            else:
-                data = bytes(self.buffer[:_SEND_SLICE])
-                del self.buffer[: len(data)]
-                self._sending = len(data)
-                await self._stream.send_all(data)
-                self._sending, sent = 0, len(data)
-        if sent:
-            self.meter.record_flush(sent)
-
-
 class PumpProgress:
     """What a pump has done so far; readable while it runs."""
 
-    __slots__ = ("busy_until", "chunks", "chunks_at_suspension", "error_chunks", "first_flush_at")
+    __slots__ = (
+        "busy_until",
+        "chunks",
+        "chunks_at_suspension",
+        "error_chunks",
+        "first_flush_at",
+        "flushed",
+        "reported",
+    )
 
     def __init__(self) -> None:
         self.chunks = 0
         self.error_chunks = 0
+        self.flushed = 0
+        """How many chunks have left the pump."""
+        self.reported = 0
+        """How many chunks that are no errors had, when that was last told."""
         self.first_flush_at: float | None = None
         """When the first chunk was given to the socket, in the loop's time."""
         self.chunks_at_suspension = 0
@@ -262,37 +114,23 @@ def pump_response_stream(
         GenerateError: the engine yielded what the codec cannot hold, or more than ``max_chunk`` bytes.
         Exception: whatever the engine raises.
     """
-    buffer, patience, flushed, reported = writer.buffer, 1, 0, 0
-
-    def flush() -> None:
-        nonlocal flushed, reported
-        writer.flush()
-        if (sent := progress.chunks) > flushed:
-            now = trio.current_time()
-            if not flushed:
-                progress.first_flush_at = now
-            writer.meter.record_chunks(sent - flushed, now)
-            flushed = sent
-            if sent - progress.error_chunks > reported:
-                reported = sent - progress.error_chunks
-                on_chunks()
-
-    encoding = _encode_chunks(chunks, sender, writer, progress, flush, max_chunk)
-    flushed_at = _clock()
-    progress.busy_until = flushed_at + MAX_RUN
+    buffer, patience, held_since = writer.buffer, 1, 0.0
+    encoding = _encode_chunks(chunks, sender, writer, progress, on_chunks, max_chunk)
+    progress.busy_until = _clock() + MAX_RUN
     try:
         trap = encoding.send(None)
         while True:
             # It waits. Send what is buffered, unless it only gives way and is likely to add to it at once.
             if trap is not _GIVING_WAY:
-                flush()
-                patience = 1
-            elif buffer and (progress.chunks - flushed >= patience or _clock() - flushed_at > MAX_HELD):
-                held = progress.chunks - flushed
-                flush()
-                now = _clock()
-                patience = min(patience * 2, _MOST_HELD) if now - flushed_at <= MAX_HELD else max(held, 1)
-                flushed_at = now
+                _flush(writer, progress, on_chunks)
+                patience, held_since = 1, 0.0
+            elif buffer:
+                now, held = _clock(), progress.chunks - progress.flushed
+                held_since = held_since or now
+                if held >= patience or now - held_since > MAX_HELD:
+                    _flush(writer, progress, on_chunks)
+                    patience = min(patience * 2, _MOST_HELD) if now - held_since <= MAX_HELD else max(held, 1)
+                    held_since = 0.0
             try:
                 answer = yield trap
             except BaseException as exc:
@@ -302,10 +140,26 @@ def pump_response_stream(
                 progress.busy_until = _clock() + MAX_RUN
                 trap = encoding.send(answer)
     except StopIteration:
-        flush()
+        _flush(writer, progress, on_chunks)
     except Exception:
-        flush()  # what came before the failure is on its way, and counted, before it is told
+        _flush(
+            writer, progress, on_chunks
+        )  # what came before the failure is on its way, and counted, before it is told
         raise
+
+
+def _flush(writer: ResponseWriter, progress: PumpProgress, on_chunks: Callable[[], None]) -> None:
+    """Send what is buffered, and count and tell what chunks are among it."""
+    writer.flush()
+    if (chunks := progress.chunks) > progress.flushed:
+        now = trio.current_time()
+        if not progress.flushed:
+            progress.first_flush_at = now
+        writer.meter.record_chunks(chunks - progress.flushed, now)
+        progress.flushed = chunks
+        if chunks - progress.error_chunks > progress.reported:
+            progress.reported = chunks - progress.error_chunks
+            on_chunks()
 
 
 async def _encode_chunks(
@@ -313,7 +167,7 @@ async def _encode_chunks(
     sender: ResponseSender,
     writer: ResponseWriter,
     progress: PumpProgress,
-    flush: Callable[[], None],
+    on_chunks: Callable[[], None],
     max_chunk: int,
 ) -> None:
     """Ask the engine, and buffer what it yields; gives way where the engine does not."""
@@ -336,16 +190,16 @@ async def _encode_chunks(
         # Give way: to the caller when it is slow, to other tasks when the engine never suspends, and to a cancellation
         # when the engine swallows it.
         if len(buffer) > MAX_BUFFERED or writer.failure is not None:
-            flush()
+            _flush(writer, progress, on_chunks)
             await writer.drained(below=MAX_BUFFERED // 2)
         elif count - progress.chunks_at_suspension >= slice_size or _clock() > progress.busy_until:
-            flush()
+            _flush(writer, progress, on_chunks)
             began = _cpu_clock()
             await trio.lowlevel.checkpoint()
             is_crowded = _cpu_clock() - began > MAX_PASS
             slice_size = max(slice_size // 2, 2) if is_crowded else min(slice_size * 2, MAX_SLICE)
         elif count == 1:
-            flush()
+            _flush(writer, progress, on_chunks)
             await trio.lowlevel.checkpoint_if_cancelled()
 
 

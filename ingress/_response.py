@@ -12,7 +12,8 @@ from ._context import RequestContext
 from ._dial_guard import DialTarget
 from ._dialback import DEFAULT_CLOSE_WAIT, DEFAULT_CONNECT_TIMEOUT, DEFAULT_HANDSHAKE_TIMEOUT, DialBack
 from ._failures import error_event_of
-from ._pump import DEFAULT_WRITE_STALL_TIMEOUT, PumpProgress, ResponseMeter, ResponseWriter
+from ._pump import PumpProgress
+from ._response_writer import DEFAULT_WRITE_STALL_TIMEOUT, ResponseMeter, ResponseWriter
 from .errors import EngineShutdown
 from .wire.codec import DEFAULT_MAX_RESPONSE_CHUNK, codec_named
 from .wire.messages import Annotated, ConnectionInfo, ErrorEvent, RequestControlMessage

@@ -32,8 +32,8 @@ from ._memory_watermark import DEFAULT_MEMORY_WATERMARK, MemoryWatermark, find_m
 from ._network import DEFAULT_USER_TIMEOUT, TcpNetwork
 from ._open_doors import warn_of_open_doors
 from ._plugins import load_discovery, load_plane, load_shapes
-from ._pump import DEFAULT_WRITE_STALL_TIMEOUT
 from ._response import StreamLimits
+from ._response_writer import DEFAULT_WRITE_STALL_TIMEOUT
 from ._tallies import Tallies
 from ._text import RateLimitedLogger, printable, quoted
 from ._token import TokenGuard, TokenKeys

@@ -25,6 +25,7 @@ TABLE: tuple[tuple[str, ...], ...] = (
         "_memory_watermark",
         "_network",
         "_process_memory",
+        "_response_writer",
         "_tallies",
         "_text",
         "wire",

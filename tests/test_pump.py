@@ -22,9 +22,9 @@ from ingress._pump import (
     MAX_RUN,
     MAX_SLICE,
     PumpProgress,
-    ResponseWriter,
     pump_response_stream,
 )
+from ingress._response_writer import ResponseWriter
 from ingress.errors import GenerateError, PublishError
 from ingress.metrics import WorkerMetrics
 from ingress.wire.codec import codec_named
@@ -229,6 +229,35 @@ async def test_chunks_of_an_engine_that_takes_long_to_give_way_again_leave_one_b
     async with open_pump() as pump:
         await pump.run(engine())
     assert sent == list(range(20))
+
+
+class LongPasses(trio.abc.Instrument):
+    """Neighbours that make each pass through the scheduler take so long."""
+
+    def __init__(self, stopwatch: Stopwatch, seconds: float) -> None:
+        self._stopwatch = stopwatch
+        self._seconds = seconds
+
+    def before_io_wait(self, timeout: float) -> None:
+        self._stopwatch.now += self._seconds
+
+
+async def test_where_each_pass_is_long_a_chunk_is_held_for_the_next_one_and_no_more(stopwatch: Stopwatch) -> None:
+    async def engine() -> Any:
+        for i in range(40):
+            await trio.lowlevel.checkpoint()
+            held.append(i - len(pump.socket.said.items))
+            yield i
+
+    held: list[int] = []
+    passes = LongPasses(stopwatch, 2 * MAX_HELD)
+    async with open_pump() as pump:
+        trio.lowlevel.add_instrument(passes)
+        await pump.run(engine())
+        trio.lowlevel.remove_instrument(passes)
+        assert pump.socket.said.items == list(range(40))
+    assert max(held) == 1
+    assert len(pump.socket.sends) <= 24  # by twos
 
 
 async def test_what_is_held_leaves_when_the_engine_really_waits(

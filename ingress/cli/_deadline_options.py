@@ -8,7 +8,7 @@ from attrs import asdict, frozen
 from cyclopts import Group, Parameter
 
 from .._dialback import DEFAULT_CLOSE_WAIT, DEFAULT_CONNECT_TIMEOUT, DEFAULT_HANDSHAKE_TIMEOUT
-from .._pump import DEFAULT_WRITE_STALL_TIMEOUT
+from .._response_writer import DEFAULT_WRITE_STALL_TIMEOUT
 from ..planes.tcp import DEFAULT_ACK_WRITE_TIMEOUT, DEFAULT_FRAME_TIMEOUT
 from ._worker_options import check_deadline
 
