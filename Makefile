@@ -17,6 +17,7 @@ PEERS := tests/interop/peers/install.py
 PROMETHEUS := tests/interop/peers/prometheus.py
 LOCK := .ci/requirements.lock
 TOOLS := $(VENV)/tools
+SANITIZED := $(VENV)/sanitized
 export PROMPT
 # $(call INSTALL,EXTRA,LOCK): the newest that fits; where a change lands what the lock names and nothing else, by its
 # hash, so that what was tested yesterday is what is tested today.
@@ -118,6 +119,19 @@ budget: $(DEV) ## store what a request, a chunk and a stream cost in opcodes and
 fuzz: $(DEV) ## attack every decoder, beginning with the captures, and drive the state machines; SECONDS=N
 	@$(PIP) install --editable '.[fuzz]' 2>/dev/null || echo "atheris does not install here: plain mutations instead" >&2
 	@$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),120)
+
+# The decoders in C, built so that a byte read or written beside a block ends the process with a report.
+$(SANITIZED)/.installed: pyproject.toml $(LOCK) | $(BIN)/python
+	@$(BIN)/python -m venv $(SANITIZED)
+	@CC=gcc CFLAGS="-fsanitize=address -fno-omit-frame-pointer -g -O1" LDFLAGS="-fsanitize=address" \
+		$(SANITIZED)/bin/pip --quiet --disable-pip-version-check install --no-binary msgspec,xxhash --editable '.[dev]'
+	@touch $@
+
+.PHONY: fuzz-sanitized
+fuzz-sanitized: $(SANITIZED)/.installed ## the same with address-sanitized builds of the decoders in C; needs gcc
+	@LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" PYTHONMALLOC=malloc \
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
+		$(SANITIZED)/bin/python -m tests.fuzz --seconds $(or $(SECONDS),120)
 
 .PHONY: soak
 soak: $(DEV) ## a villain beside good callers for ten minutes, and load; writes the page, but not with SECONDS=N
