@@ -5,47 +5,33 @@ guard → slot → parse → transit time → dial back → generate → prologu
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from types import AsyncGeneratorType, MappingProxyType
 from typing import Any
 
 import trio
-from attrs import define, evolve, field
 from msgspec import UNSET, UnsetType
 
-from ._admission import Admission, Slot
+from ._admission import Admission
 from ._context import Ending, OpenRequests, RequestContext
-from ._dial_guard import DialGuard, DialTarget
+from ._dial_guard import DialGuard
 from ._dialback import DialBack
 from ._dialled import DialledStreams
 from ._engine import as_async_generator, close_engine
 from ._failures import describe_failure, error_event_of, is_cancellation
-from ._logging import TRACE, request_scope
+from ._ledger import Ledger, error_type_of
+from ._logging import request_scope
 from ._pump import pump_response_stream
-from ._request_log import RequestLog
+from ._push_gate import AdmittedPush, PushGate
 from ._response import DEFAULT_STREAM_LIMITS, Response, StreamLimits
-from ._text import RateLimitedLogger, quoted
-from ._token import TOKEN_HEADER, TokenGuard
+from ._text import quoted
+from ._token import TokenGuard
 from ._tracing import EndpointTracer, RequestEnd, RequestStart, end_span, start_span
-from .abc import Arrival, Engine, IngressDispatch, Network, Push
-from .errors import (
-    DeserializationError,
-    DialsPending,
-    GenerateError,
-    IngressError,
-    InvalidMessage,
-    Overloaded,
-    PolicyFailed,
-    PublishError,
-    QueueDeadlinePassed,
-    ResponseStreamError,
-    StartupError,
-    TokenRefused,
-)
-from .metrics import ERROR_TYPES, OUTCOMES, RequestGuard, WorkHandlerMetrics, cancelled_by
-from .wire.messages import ConnectionInfo, ErrorEvent, RequestControlMessage
+from .abc import Engine, IngressDispatch, Network
+from .errors import GenerateError, PublishError, QueueDeadlinePassed, ResponseStreamError, StartupError
+from .metrics import RequestGuard, WorkHandlerMetrics
+from .wire.messages import ErrorEvent
 from .wire.records import EndpointId
 from .wire.trace_context import read_trace_context
 from .wire.two_part import DEFAULT_MAX_MESSAGE_SIZE
@@ -59,67 +45,15 @@ DEFAULT_CLEANUP_TIMEOUT = 5.0
 # once. With what follows in the drain it makes less than three seconds.
 GOODBYE_TIMEOUT = 1.25
 
-_QUEUE_DEADLINE = "queue_deadline"
 _NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
 HealthNotifier = Callable[[], None]
 
 
-@define
-class AdmittedPush:
-    """A push whose control message was read, whose addresses passed, and for which there is room; of its own task."""
-
-    payload: bytes = field(repr=False)
-    """Nothing any more once it has been parsed, for the answer may take much longer."""
-
-    size: int
-    """Bytes of the payload."""
-
-    headers: Mapping[str, str]
-    peer_host: str | None
-    shape: IngressDispatch[Any]
-    control: RequestControlMessage
-    info: ConnectionInfo
-    address: DialTarget
-    slot: Slot = field(repr=False)
-
-    failure: IngressError | None = None
-    """What the caller is told instead of an answer."""
-
-
-def select_shape(shapes: Sequence[IngressDispatch[Any]], payload: bytes) -> IngressDispatch[Any]:
-    """Return the first shape that accepts the payload.
-
-    Raises:
-        InvalidMessage: none does.
-    """
-    for shape in shapes:
-        if shape.accepts(payload):
-            return shape
-    names = ", ".join(type(shape).__name__ for shape in shapes)
-    raise InvalidMessage(f"no shape accepts this payload of {len(payload)} bytes; tried {names}")
-
-
-def read_push(shapes: Sequence[IngressDispatch[Any]], push: Push) -> tuple[IngressDispatch[Any], RequestControlMessage]:
-    """Return the shape of a push and its control message, of one that was not taken whole as far as it goes.
-
-    Raises:
-        IngressError: no shape accepts it, or the message cannot be read.
-    """
-    if push.too_large is None:
-        shape = select_shape(shapes, push.payload)
-        return shape, shape.read_control(push.payload)
-    for shape in shapes:
-        with contextlib.suppress(IngressError):
-            if shape.accepts(push.payload) and (control := shape.read_control_of_start(push.payload)) is not None:
-                return shape, control
-    raise push.too_large
-
-
 class PushHandler:
     """Answers the pushes of one endpoint; shared by all its requests.
 
-    :meth:`admit` decides what the ack says and waits for nothing; :meth:`handle_payload` is a request's task.
+    Its :attr:`gate` decides what the ack says; :meth:`handle_payload` is a request's task.
     """
 
     def __init__(
@@ -146,22 +80,27 @@ class PushHandler:
         self.open_requests = OpenRequests() if open_requests is None else open_requests
         self._engine = engine
         self._tracer = tracer
-        self._token_guard = token_guard
-        self._shapes = [shape for shape in shapes if shape.can_serve(engine)]
-        if not self._shapes:
+        can_serve = [shape for shape in shapes if shape.can_serve(engine)]
+        if not can_serve:
             names = ", ".join(type(shape).__name__ for shape in shapes) or "none"
             raise StartupError(f"endpoint {endpoint_id}: no shape can serve {engine!r}; installed: {names}")
         self._network = network
         self._streams = streams
-        self._admission = admission
         self._dial_guard = dial_guard
         self._limits = limits
         self._max_frame_size = max_frame_size
         self._stop_grace = stop_grace
         self._cleanup_timeout = cleanup_timeout
         self._notify_health: HealthNotifier | None = None
-        self._log = RateLimitedLogger(logger)
-        self._request_log = RequestLog(endpoint_id)
+        self._ledger = Ledger(endpoint_id, metrics)
+        self.gate = PushGate(
+            endpoint_id,
+            can_serve,
+            admission=admission,
+            dial_guard=dial_guard,
+            token_guard=token_guard,
+            ledger=self._ledger,
+        )
 
     def set_health_notifier(self, notify: HealthNotifier) -> None:
         """Have ``notify`` called after chunks that are no error and at each clean end.
@@ -173,61 +112,6 @@ class PushHandler:
             raise ValueError(f"endpoint {self.endpoint_id} already has a health-check notifier")
         self._notify_health = notify
 
-    # -- before the ack ------------------------------------------------------------------------------------------------
-
-    def admit(self, push: Push) -> AdmittedPush:
-        """Read the control message, check where it wants to be dialled, take a slot or a place in line.
-
-        Raises:
-            IngressError: refused, and already counted and logged.
-        """
-        try:
-            if push.too_large is not None and self._token_guard is not None:
-                raise push.too_large  # its token is of the whole payload, and nobody is dialled without
-            shape, control = read_push(self._shapes, push)
-            if self._token_guard is not None:
-                self._token_guard.check(push, control)
-            if TOKEN_HEADER in push.headers:  # whoever forwards headers must not forward this one
-                headers = {name: value for name, value in push.headers.items() if name != TOKEN_HEADER}
-                push = evolve(push, headers=headers)
-            info, address = self._dial_guard.check(push.peer_host, control.id, control.connection_info, "response")
-            for stream in shape.request_streams(control):
-                self._dial_guard.check(push.peer_host, control.id, stream, "request")
-            arrival = None
-            if self._admission.has_policy:
-                size = len(push.payload) if push.too_large is None else push.too_large.size
-                arrival = Arrival(self.endpoint_id, size, control, push.headers, push.peer_host)
-            slot = self._admission.admit(arrival, peer=push.peer_host, size=len(push.payload))
-            return AdmittedPush(
-                push.payload,
-                len(push.payload),
-                push.headers,
-                push.peer_host,
-                shape,
-                control,
-                info,
-                address,
-                slot,
-                push.too_large,
-            )
-        except Exception as exc:
-            # A shape's bug must not cost the connection its other acks, so it is refused like what cannot be read.
-            error = exc if isinstance(exc, IngressError) else DeserializationError(f"shape failed: {exc!r}")
-            self.metrics.count_outcome("refused", _reason_of(error))
-            # Those that find no room are no requests of the handler's.
-            if isinstance(error, DialsPending) or not isinstance(error, (Overloaded, PolicyFailed)):
-                with self.metrics.request_in_flight(len(push.payload)):
-                    self._count(error)
-            self._log.log(
-                logging.WARNING, type(exc).__name__, "push to %s refused: %s", self.endpoint_id, quoted(error, 600)
-            )
-            try:
-                raise error from (None if error is exc else exc)
-            finally:
-                del error  # or its traceback keeps the payload until the garbage collector comes by
-
-    # -- after the ack -------------------------------------------------------------------------------------------------
-
     @trio.lowlevel.enable_ki_protection  # a Ctrl-C belongs to the main task and not to the engine that happens to run
     async def handle_payload(self, admitted: AdmittedPush) -> None:
         """Answer one admitted push. Raises nothing but cancellation, and frees whatever it took."""
@@ -236,7 +120,7 @@ class PushHandler:
         self.open_requests.add(context)
         try:
             with request_scope(control.id, context.trace_id, context.span_id):
-                self._request_log.received(control.id, admitted.size, control.codec_name, context.trace_id)
+                self._ledger.request_log.received(control.id, admitted.size, control.codec_name, context.trace_id)
                 await self._handle(admitted, context)
         except BaseException as exc:  # the wall round every request: what comes here is a bug of ours, and ends here
             if is_cancellation(exc):
@@ -267,15 +151,16 @@ class PushHandler:
         )
 
     async def _handle(self, admitted: AdmittedPush, context: RequestContext) -> None:
+        limits = self._limits
         async with DialBack(
             self._network,
             self._streams,
             context,
             self._dial_guard,
             admitted.peer_host,
-            connect_timeout=self._limits.connect_timeout,
-            handshake_timeout=self._limits.handshake_timeout,
-            close_wait=self._limits.close_wait,
+            connect_timeout=limits.connect_timeout,
+            handshake_timeout=limits.handshake_timeout,
+            close_wait=limits.close_wait,
             max_frame_size=self._max_frame_size,
         ) as dial_back:
             response = Response(
@@ -284,7 +169,7 @@ class PushHandler:
                 admitted.control,
                 admitted.info,
                 admitted.address,
-                self._limits.write_stall_timeout,
+                limits.write_stall_timeout,
                 self.metrics,
             )
             with self.metrics.request_in_flight(admitted.size) as guard:
@@ -294,7 +179,7 @@ class PushHandler:
                     if context.ending is Ending.SHUT_DOWN and not response.is_whole:
                         await self._say_goodbye(response)
                 except ResponseStreamError as exc:
-                    self._fail(response, context, exc, "response_stream")
+                    self._ledger.failed(response, context, exc, "response_stream")
                 except PublishError as exc:
                     # Where the caller has left it is no failure, and the request's own line says so.
                     level = logging.DEBUG if response.publish_error is None else logging.INFO
@@ -303,9 +188,9 @@ class PushHandler:
                     if is_cancellation(exc):
                         context.kill("the worker was cancelled")
                         raise
-                    self._fail(response, context, exc, "generate")
+                    self._ledger.failed(response, context, exc, "generate")
                 finally:
-                    self._settle(context, response, guard)
+                    self._ledger.settle(context, response, guard)
                     response.let_go()
             admitted.slot.release()
             self.open_requests.discard(context)
@@ -327,8 +212,7 @@ class PushHandler:
                 await admitted.slot.wait_granted()
             except QueueDeadlinePassed as exc:
                 event = error_event_of(exc)
-                self._log.log(logging.WARNING, "queue deadline", "request %s refused: %s", quoted(context.id), exc)
-                response.error_type = _QUEUE_DEADLINE
+                self._ledger.waited_too_long(response, context, exc)
             self.metrics.observe_permit_wait(trio.current_time() - guard.started)
         # 2. Parse. A body that cannot be read is told to the caller, once there is a stream to tell it on.
         try:
@@ -342,7 +226,7 @@ class PushHandler:
                 request = parsed.request
         except Exception as exc:  # also what a shape did not mean to raise: the caller is told all the same
             event = error_event_of(exc)
-            self._fail(response, context, exc, _error_type_of(exc))
+            self._ledger.failed(response, context, exc, error_type_of(exc))
         # 3. How long the push was on its way.
         self._observe_network_transit(admitted)
         # 4. Dial back.
@@ -359,7 +243,7 @@ class PushHandler:
             response.send_error(event)
         await response.send_final()
         if event is None and response.progress.error_chunks:
-            self._fail(response, context, GenerateError("engine yielded an error event"), "generate")
+            self._ledger.failed(response, context, GenerateError("engine yielded an error event"), "generate")
         elif event is None:
             self._notify()
 
@@ -419,7 +303,7 @@ class PushHandler:
             await trio.lowlevel.checkpoint_if_cancelled()
             # Still here: what was cancelled is a scope of the engine's own, left open across a yield.
             failure = GenerateError("engine was cancelled by a cancel scope or nursery of its own")
-        self._fail(response, context, failure, "generate")
+        self._ledger.failed(response, context, failure, "generate")
         try:
             return error_event_of(failure)
         finally:
@@ -432,63 +316,6 @@ class PushHandler:
             response.say_goodbye()
             await response.send_final()
 
-    # -- counting ------------------------------------------------------------------------------------------------------
-
-    def _fail(self, response: Response, context: RequestContext, failure: BaseException, error_type: str) -> None:
-        """Count and log one failure of a request, unless it is only the echo of its cancellation."""
-        if context.ending is not None or response.error_type is not None:
-            # The first failure is the request's; that it could not be told, for one, is not a second one.
-            logger.debug("request %s: after its end: %s", quoted(context.id), describe_failure(failure))
-            return
-        response.error_type = error_type
-        self.metrics.count_error(error_type)
-        self._log.log(
-            logging.WARNING,
-            type(failure).__name__,
-            "request %s of %s failed: %s",
-            quoted(context.id),
-            self.endpoint_id,
-            describe_failure(failure),
-        )
-        # The causes of our own errors quote what could not be read, and payloads stand on trace lines only.
-        level = TRACE if isinstance(failure, IngressError) else logging.DEBUG
-        logger.log(level, "request %s: traceback", quoted(context.id), exc_info=failure)
-
-    def _settle(self, context: RequestContext, response: Response, guard: RequestGuard) -> None:
-        """Count and log how the request ended: by the first that happened to it, and by that alone."""
-        self.metrics.add_response_bytes(response.sender.body_bytes)
-        outcome, reason = "completed", "ok"
-        if response.error_type is not None:
-            outcome, reason = "refused" if response.error_type == _QUEUE_DEADLINE else "failed", response.error_type
-        elif response.publish_error is not None:
-            self.metrics.count_error(response.publish_error)
-            outcome, reason = "failed", response.publish_error
-        elif context.ending is not None and not (response.is_whole and response.is_clean_end):
-            self.metrics.count_cancellation()
-            outcome, reason = "cancelled", cancelled_by(context.ending.value, context.kill_reason)
-        elif not response.is_whole:
-            outcome, reason = "failed", "internal"
-        self.metrics.count_outcome(outcome, reason)
-        seconds = guard.end()
-        self._request_log.completed(
-            context.id,
-            status=outcome,
-            reason=reason,
-            chunks=response.progress.chunks,
-            size=response.sender.body_bytes,
-            seconds=seconds,
-            trace_id=context.trace_id,
-        )
-        if context.span is not None:
-            chunks, first_at = response.progress.chunks, response.progress.first_flush_at
-            first = None if not chunks else seconds if first_at is None else first_at - guard.started
-            end_span(context.span, RequestEnd(outcome, reason, chunks, response.sender.body_bytes, first))
-            context.span = None
-
-    def _count(self, error: IngressError) -> None:
-        if error.error_type is not None:
-            self.metrics.count_error(_error_type_of(error))
-
     def _notify(self) -> None:
         if self._notify_health is not None:
             self._notify_health()
@@ -500,21 +327,3 @@ class PushHandler:
             stamp = sent
         if stamp is not UNSET and 0 < stamp < 2**64:
             self.metrics.observe_network_transit(stamp)
-
-
-def _error_type_of(failure: Exception) -> str:
-    """Return the label to count a shape's failure under; a third party's errors may have labels that nobody knows."""
-    label = getattr(failure, "error_type", None)
-    return label if label in ERROR_TYPES else "deserialization"
-
-
-def _reason_of(refusal: IngressError) -> str:
-    """Return the ``refused`` reason of :data:`ingress.metrics.OUTCOMES` for what an ack refuses."""
-    if isinstance(refusal, Overloaded):
-        return "overloaded"
-    if isinstance(refusal, PolicyFailed):
-        return "policy"
-    if isinstance(refusal, TokenRefused):
-        return "token"
-    label = _error_type_of(refusal)
-    return label if label in OUTCOMES["refused"] else "deserialization"

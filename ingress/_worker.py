@@ -403,7 +403,7 @@ class Worker:
         """Take a push over and return its ack text; the plane calls this for every frame."""
         try:
             handler = self._handler_of(push.path)
-            admitted = handler.admit(push)
+            admitted = handler.gate.admit(push)
         except IngressError as exc:
             return self._refuse(push, exc)
         self._start_request(handler.handle_payload, admitted)

@@ -49,6 +49,8 @@ TABLE: tuple[tuple[str, ...], ...] = (
     ("_dial_guard",),
     ("_dialback", "_task_tree"),
     ("_response",),
+    ("_ledger",),
+    ("_push_gate",),
     ("_handler", "_legacy"),
     ("models", "status"),
     ("_worker", "client"),

@@ -9,7 +9,7 @@ from typing import Any
 import trio
 from attrs import define, field
 
-from .._handler import AdmittedPush
+from .._push_gate import AdmittedPush
 from ..errors import IngressError
 from ..wire.codec import codec_named
 from ..wire.messages import Annotated, ControlWord, ErrorEvent

@@ -15,7 +15,8 @@ from .._context import OpenRequests
 from .._dial_guard import DialGuard
 from .._dial_policy import DialPolicy
 from .._dialled import DialledStreams
-from .._handler import AdmittedPush, PushHandler
+from .._handler import PushHandler
+from .._push_gate import AdmittedPush
 from ..abc import Engine, IngressDispatch, Push
 from ..metrics import WorkerMetrics
 from ..wire.addresses import parse_address
@@ -75,7 +76,7 @@ class Stage:
         Raises:
             IngressError: it was refused.
         """
-        admitted = self.handler.admit(Push("check", payload, {}, MEMORY_HOST))
+        admitted = self.handler.gate.admit(Push("check", payload, {}, MEMORY_HOST))
         if frames is None:
             codec = codec_named(admitted.control.codec_name)
             frames = [codec.encode({"n": 1}), codec.encode({"n": 2})]
