@@ -1,13 +1,8 @@
-"""A worker: one process's endpoints, one instance id, one request plane, one registration, and an orderly end.
-
-Phases: starting → serving → lingering (withdrawn, still accepting) → refusing → cancelling → closing → stopped.
-"""
+"""A worker: one process's endpoints, one instance id, one request plane, one registration, and an orderly end."""
 
 from __future__ import annotations
 
-import enum
 import logging
-import math
 import os
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,45 +13,37 @@ import trio
 from prometheus_client import CollectorRegistry
 
 from ._admission import DEFAULT_ENGINE_REQUEST_LIMIT, DEFAULT_REQUEST_QUEUE_LIMIT, Admission
-from ._checks import check_deadline, check_seconds
+from ._checks import check_seconds
 from ._context import OpenRequests
-from ._dial_guard import DialGuard
 from ._dial_policy import DialPolicy
 from ._dialback import DEFAULT_CLOSE_WAIT, DEFAULT_CONNECT_TIMEOUT, DEFAULT_HANDSHAKE_TIMEOUT
 from ._dialled import DialledStreams
+from ._drain import DEFAULT_DRAIN_BUDGET, DEFAULT_LINGER, drain
 from ._engine import make_engine
-from ._failures import refusal_text
-from ._handler import GOODBYE_TIMEOUT, PushHandler
-from ._legacy import LegacyTeller
+from ._life import Life, Phase
 from ._memory_watermark import DEFAULT_MEMORY_WATERMARK, MemoryWatermark, find_memory_limit
-from ._network import DEFAULT_USER_TIMEOUT, TcpNetwork
 from ._open_doors import warn_of_open_doors
 from ._plugins import load_discovery, load_plane, load_shapes
 from ._response import StreamLimits
 from ._response_writer import DEFAULT_WRITE_STALL_TIMEOUT
+from ._switchboard import Switchboard
 from ._tallies import Tallies
-from ._text import RateLimitedLogger, printable, quoted
 from ._token import TokenGuard, TokenKeys
 from ._tracing import Tracer
 from ._version import __version__
-from .abc import AdmissionPolicy, Discovery, Engine, IngressDispatch, Network, PlaneOptions, Push, RequestPlane
-from .errors import IngressError, StartupError, Unavailable
+from ._worker_parts import by_endpoint, make_dial_guard, make_metrics, make_network
+from .abc import AdmissionPolicy, Discovery, Engine, IngressDispatch, Network, PlaneOptions, RequestPlane
+from .errors import StartupError
 from .metrics import WorkerMetrics
 from .models import ModelLike, ModelSet
 from .planes.tcp import DEFAULT_ACK_WRITE_TIMEOUT, DEFAULT_FRAME_TIMEOUT, DEFAULT_HOST, TcpRequestPlane
-from .status import DRAINING, STARTING, StatusOptions, WorkerStatus
+from .status import STARTING, StatusOptions, WorkerStatus
 from .tls import TlsContexts, TlsNetwork, TlsOptions
 from .wire.codec import DEFAULT_MAX_RESPONSE_CHUNK, codec_named
 from .wire.records import EndpointId, InstanceRecord
 from .wire.request_frame import DEFAULT_MAX_FRAME_SIZE
 
 logger = logging.getLogger("ingress.worker")
-
-# Callers learn of a withdrawal within milliseconds; those that had chosen this worker just before are still served.
-DEFAULT_LINGER = 2.0
-
-# Five seconds under the grace period that Kubernetes gives by default.
-DEFAULT_DRAIN_BUDGET = 25.0
 
 # At the very end, for callers that have their sentinel and are about to close.
 CLOSING_TIME = 0.75
@@ -67,22 +54,6 @@ DEFAULT_PLANE = "tcp"
 MAX_MISSED_RENEWALS = 2
 
 EngineLike = Engine | Callable[..., Any] | Sequence[Engine | Callable[..., Any]]
-
-
-class Phase(enum.Enum):
-    """Where a worker is in its life; the order is the order of its life."""
-
-    STARTING = "starting"
-    SERVING = "serving"
-    LINGERING = "lingering"
-    REFUSING = "refusing"
-    CANCELLING = "cancelling"
-    CLOSING = "closing"
-    STOPPED = "stopped"
-
-
-# Starting too: callers see a record some milliseconds before we know that it has been written, and call at once.
-_ACCEPTING = (Phase.STARTING, Phase.SERVING, Phase.LINGERING)
 
 
 class Worker:
@@ -132,16 +103,16 @@ class Worker:
         if not endpoints:
             raise StartupError("a worker needs at least one endpoint")
         self.instance_id = secrets.randbits(64) if instance_id is None else instance_id
-        self.phase = Phase.STARTING
-        self.phase_ends_at = math.inf
-        """When the present phase ends at the latest, on trio's clock; a drain's phases have such an end."""
-        self.cancelled_by_drain = 0
-        """Requests that the drain budget cut short; the command's exit code 4 tells of them."""
         self.codec = codec_named(codec).name
+        # -- its life --
         for name, seconds in (("stop_grace", stop_grace), ("linger", linger), ("drain_budget", drain_budget)):
             check_seconds(name, seconds)
         self.linger = linger
         self.drain_budget = drain_budget
+        self._life = Life()
+        self.closing = trio.Event()
+        """Set when the drain is over; what has not ended :data:`CLOSING_TIME` later is cancelled."""
+        # -- who comes in --
         self.admission = Admission(
             engine_request_limit,
             request_queue_limit,
@@ -151,22 +122,15 @@ class Worker:
             memory=None if memory_watermark is None else MemoryWatermark(memory_watermark, find_memory_limit()),
         )
         self.open_requests = OpenRequests()
+        # -- where it is found, and how it is reached --
         self._discovery = load_discovery(discovery) if isinstance(discovery, str) else discovery
-        stream_limits = StreamLimits(
-            connect_timeout, handshake_timeout, write_stall_timeout, close_wait, max_response_chunk
-        )
-        if network is None:
-            check_deadline("ack_write_timeout", ack_write_timeout)
-            # Our own limits come first, and are counted.
-            longest = max(DEFAULT_USER_TIMEOUT, write_stall_timeout + 3, ack_write_timeout + 3)
-            network = TcpNetwork(user_timeout=longest)
-        self._network = network
+        limits = StreamLimits(connect_timeout, handshake_timeout, write_stall_timeout, close_wait, max_response_chunk)
+        network = make_network(write_stall_timeout, ack_write_timeout) if network is None else network
         self.tls = None if tls is None else TlsContexts(tls)
         """The certificates in use; None without TLS."""
-        if self.tls is not None:
-            self._network = TlsNetwork(self._network, self.tls)
-        self._token_guard = token_guard = None if token_keys is None else TokenGuard(token_keys)
-        self._shapes = list(load_shapes() if shapes is None else shapes)
+        self._network = network if self.tls is None else TlsNetwork(network, self.tls)
+        self._token_guard = None if token_keys is None else TokenGuard(token_keys)
+        shapes = list(load_shapes() if shapes is None else shapes)
         self.plane = plane if isinstance(plane, str) else type(plane).__name__
         """The request plane's name."""
         if isinstance(plane, str):
@@ -189,63 +153,51 @@ class Worker:
         self._tallies = plane.tallies if isinstance(plane, TcpRequestPlane) else Tallies()
         self._own_addresses: list[tuple[str, int]] = []
         self._dial_policy = DialPolicy() if dial_policy is None else dial_policy
-        dial_guard = DialGuard(
-            self._dial_policy,
-            self._own_addresses,
-            tallies=self._tallies,
-            connects_at_once=hasattr(self._network, "start_connect"),
-        )
         self._streams = DialledStreams()
-        self._drain_requested = trio.Event()
-        self.closing = trio.Event()
-        """Set when the drain is over; what has not ended :data:`CLOSING_TIME` later is cancelled."""
-        self._log = RateLimitedLogger(logger)
-        engines = {_endpoint_id(name): make_engine(engine) for name, engine in endpoints.items()}
+        # -- what it serves --
+        engines = {name: make_engine(engine) for name, engine in by_endpoint(endpoints).items()}
         self.models = ModelSet(model, engines)
         """The cards that make models of endpoints for the real frontend; none by default."""
-        engines = self.models.adapted(engines)
-        extra = {_endpoint_id(name): labels for name, labels in (metrics_labels or {}).items()}
-        if strangers := extra.keys() - engines.keys():
-            raise StartupError(f"metrics_labels name endpoints that are not served: {', '.join(map(str, strangers))}")
-        self.metrics = WorkerMetrics(
+        self._engines = self.models.adapted(engines)
+        labels = by_endpoint(metrics_labels or {})
+        self.metrics = make_metrics(self.instance_id, self._engines, labels, registry, self.admission, self._tallies)
+        self._watch(self.metrics)
+        self._switchboard = Switchboard(
             self.instance_id,
-            registry=registry,
-            extra_labels=sorted({label for labels in extra.values() for label in labels}),
+            self._engines,
+            shapes,
+            life=self._life,
+            network=self._network,
+            streams=self._streams,
+            metrics=self.metrics,
+            labels=labels,
             admission=self.admission,
-            tallies=self._tallies,
+            open_requests=self.open_requests,
+            dial_guard=make_dial_guard(self._dial_policy, self._own_addresses, self._network, self._tallies),
+            token_guard=self._token_guard,
+            limits=limits,
+            max_frame_size=max_frame_size,
+            stop_grace=stop_grace,
+            tracer=tracer,
         )
-        self.handlers = {
-            endpoint_id: PushHandler(
-                endpoint_id,
-                engine,
-                self._shapes,
-                network=self._network,
-                streams=self._streams,
-                metrics=self.metrics.endpoint(endpoint_id, extra.get(endpoint_id)),
-                admission=self.admission,
-                open_requests=self.open_requests,
-                dial_guard=dial_guard,
-                token_guard=token_guard,
-                limits=stream_limits,
-                max_frame_size=max_frame_size,
-                stop_grace=stop_grace,
-                tracer=None if tracer is None else tracer.endpoint(endpoint_id, self.instance_id),
-            )
-            for endpoint_id, engine in engines.items()
-        }
-        self._engines = engines
-        self.metrics.phases = [phase.value for phase in Phase]
-        self.metrics.phase = lambda: self.phase.value
-        self.metrics.discovery = self._discovery
-        self.metrics.build_info = {"version": __version__, "codec": self.codec, "plane": self.plane}
+        self.handlers = self._switchboard.handlers
+        self.status = self._make_status(status or StatusOptions())
+
+    def _watch(self, metrics: WorkerMetrics) -> None:
+        """Have the metrics look at the worker at each scrape."""
+        metrics.phases = [phase.value for phase in Phase]
+        metrics.phase = lambda: self.phase.value
+        metrics.discovery = self._discovery
+        metrics.build_info = {"version": __version__, "codec": self.codec, "plane": self.plane}
         if self.tls is not None:
-            self.metrics.certificate_expiries = self.tls.expiries
-        self.status = WorkerStatus(engines, self.metrics, status or StatusOptions(), details=self._details)
-        self.status.health.add_check("discovery", self._discovery_trouble)
-        for endpoint_id, notify in self.status.notifiers().items():
+            metrics.certificate_expiries = self.tls.expiries
+
+    def _make_status(self, options: StatusOptions) -> WorkerStatus:
+        status = WorkerStatus(self._engines, self.metrics, options, details=self._details)
+        status.health.add_check("discovery", self._discovery_trouble)
+        for endpoint_id, notify in status.notifiers().items():
             self.handlers[endpoint_id].set_health_notifier(notify)
-        self._by_path = {self._path(endpoint_id): handler for endpoint_id, handler in self.handlers.items()}
-        self._legacy = LegacyTeller(self._network, self._streams, self._shapes, dial_guard, stream_limits)
+        return status
 
     @property
     def endpoints(self) -> Collection[EndpointId]:
@@ -256,6 +208,20 @@ class Worker:
         return self._engines
 
     @property
+    def phase(self) -> Phase:
+        return self._life.phase
+
+    @property
+    def phase_ends_at(self) -> float:
+        """When the present phase ends at the latest, on trio's clock; a drain's phases have such an end."""
+        return self._life.phase_ends_at
+
+    @property
+    def cancelled_by_drain(self) -> int:
+        """Requests that the drain budget cut short; the command's exit code 4 tells of them."""
+        return self._life.cancelled_by_drain
+
+    @property
     def address(self) -> str:
         """Where callers are told to go, ``host:port`` on the TCP plane; valid while serving."""
         return self._plane.address
@@ -263,21 +229,21 @@ class Worker:
     def records(self) -> list[InstanceRecord]:
         """The discovery records of this worker; valid while serving."""
         return [
-            InstanceRecord(endpoint_id, self.instance_id, self._plane.transport(self._path(endpoint_id)), self.codec)
-            for endpoint_id in self.handlers
+            InstanceRecord(handler.endpoint_id, self.instance_id, self._plane.transport(path), self.codec)
+            for path, handler in self._switchboard.by_path.items()
         ]
 
     @property
     def is_draining(self) -> bool:
-        return self._drain_requested.is_set()
+        return self._life.is_draining
 
     async def wait_draining(self) -> None:
         """Wait until :meth:`drain` has been asked for."""
-        await self._drain_requested.wait()
+        await self._life.drain_requested.wait()
 
     def drain(self) -> None:
         """Ask for the orderly end; returns at once, :meth:`serve` returns when it is over."""
-        self._drain_requested.set()
+        self._life.drain_requested.set()
 
     def reload(self) -> None:
         """Read certificates and token keys again, as happens by itself when their files change. Raises nothing."""
@@ -308,29 +274,29 @@ class Worker:
                     await self._serve(task_status)
                 status_nursery.cancel_scope.cancel()
         finally:
-            self.phase = Phase.STOPPED
+            self._life.end()
 
     async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
         # The plane outlives the requests, so that late pushes are refused and not reset; both outlive the record.
         async with trio.open_nursery() as plane_nursery:
             await plane_nursery.start(self._streams.serve)
             async with trio.open_nursery() as request_nursery:
-                self._start_request = request_nursery.start_soon
-                await plane_nursery.start(self._plane.serve, self._receive)
+                self._switchboard.start_request = request_nursery.start_soon
+                await plane_nursery.start(self._plane.serve, self._switchboard.receive)
                 self._own_addresses.extend(self._plane.own_addresses)
                 self._warn_of_open_doors()
                 async with trio.open_nursery() as record_nursery:
                     records = [*self.records(), *self.models.records(self.instance_id)]
                     await record_nursery.start(self._discovery.serve_records, records)
-                    self.phase = Phase.SERVING
+                    self._life.enter(Phase.SERVING)
                     self.status.health.release(STARTING)
                     record_nursery.start_soon(self.status.serve_canaries)
                     task_status.started()
-                    await self._drain_requested.wait()
-                    # 1. Withdraw: done when the nursery has closed.
+                    await self._life.drain_requested.wait()
+                    # Withdraw: done when the nursery has closed.
                     record_nursery.cancel_scope.cancel()
-                await self._drain()
-                self._enter(Phase.CLOSING, CLOSING_TIME)
+                await drain(self._life, self.open_requests, self.status.health, self.linger, self.drain_budget)
+                self._life.enter(Phase.CLOSING, CLOSING_TIME)
                 self.closing.set()
                 request_nursery.cancel_scope.deadline = self.phase_ends_at
             # What is left has sent its sentinel and waits for its caller's FIN.
@@ -346,34 +312,6 @@ class Worker:
             dial_policy=self._dial_policy.name,
             status_host=None if self.status.address is None else self.status.address[0],
         )
-
-    async def _drain(self) -> None:
-        # 2. Linger: callers that chose this worker before it was withdrawn are still served.
-        self._enter(Phase.LINGERING, self.linger)
-        logger.info("draining: withdrawn, accepting for %g s more", self.linger)
-        await trio.sleep(self.linger)
-        # 3. Refuse, and let what runs finish.
-        self._enter(Phase.REFUSING, self.drain_budget)
-        self.status.health.hold(DRAINING, "draining: requests are refused")
-        logger.info("draining: %d open, budget %g s", len(self.open_requests), self.drain_budget)
-        with trio.move_on_after(self.drain_budget):
-            await self.open_requests.wait_idle()
-            return
-        # 4. Tell and cancel what is over the budget.
-        self._enter(Phase.CANCELLING, GOODBYE_TIMEOUT)
-        overdue = list(self.open_requests)
-        self.cancelled_by_drain = len(overdue)
-        logger.warning(
-            "draining: budget over, cancelling %s", ", ".join(quoted(context.id, 64) for context in overdue[:20])
-        )
-        for context in overdue:
-            context.shut_down()
-        with trio.move_on_after(GOODBYE_TIMEOUT):
-            await self.open_requests.wait_idle()
-
-    def _enter(self, phase: Phase, seconds: float) -> None:
-        self.phase = phase
-        self.phase_ends_at = trio.current_time() + seconds
 
     def _discovery_trouble(self) -> str | None:
         missed = self._discovery.missed_renewals
@@ -393,44 +331,3 @@ class Worker:
             },
             "drain": {"phase": self.phase.value, "open_requests": len(self.open_requests)},
         }
-
-    # -- pushes --------------------------------------------------------------------------------------------------------
-
-    def _path(self, endpoint_id: EndpointId) -> str:
-        return f"{self.instance_id:x}/{endpoint_id.namespace}/{endpoint_id.component}/{endpoint_id.endpoint}"
-
-    def _receive(self, push: Push) -> str:
-        """Take a push over and return its ack text; the plane calls this for every frame."""
-        try:
-            handler = self._handler_of(push.path)
-            admitted = handler.gate.admit(push)
-        except IngressError as exc:
-            return self._refuse(push, exc)
-        self._start_request(handler.handle_payload, admitted)
-        return ""
-
-    def _handler_of(self, path: str | None) -> PushHandler:
-        handler = self._by_path.get(path) if self.phase in _ACCEPTING and path else None
-        if handler is None:
-            self.metrics.count_unrouted("draining" if self.is_draining else "unknown_endpoint")
-            complaint = "invalid endpoint path" if path is None else f"unknown endpoint {printable(path)}"
-            self._log.log(logging.WARNING, "no such endpoint", "push refused: %s", quoted(complaint, 600))
-            raise Unavailable(complaint)
-        return handler
-
-    def _refuse(self, push: Push, error: IngressError) -> str:
-        text = refusal_text(error)
-        # While closing there is no time left to tell anybody anything; and where tokens are wanted, nobody is dialled
-        # without one.
-        may_tell = self.phase is not Phase.CLOSING and self._token_guard is None
-        if may_tell and (told := self._legacy.plan(push, error)) is not None:
-            self._start_request(self._legacy.tell, told, text)
-            return ""
-        return text
-
-
-def _endpoint_id(name: str) -> EndpointId:
-    try:
-        return EndpointId.parse(name)
-    except ValueError as exc:
-        raise StartupError(str(exc)) from exc

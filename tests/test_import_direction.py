@@ -17,7 +17,7 @@ from attrs import frozen
 ROOT = Path(__file__).parent.parent
 
 TABLE: tuple[tuple[str, ...], ...] = (
-    ("errors", "_checks", "_descriptors", "_version"),
+    ("errors", "_checks", "_descriptors", "_life", "_version"),
     (
         "_bucket_counts",
         "_log_repeats",
@@ -53,6 +53,7 @@ TABLE: tuple[tuple[str, ...], ...] = (
     ("_push_gate",),
     ("_handler", "_legacy"),
     ("models", "status"),
+    ("_drain", "_switchboard", "_worker_parts"),
     ("_worker", "client"),
     ("_serve",),
     ("testing",),

@@ -132,9 +132,9 @@ async def test_a_legacy_caller_that_never_reads_is_given_up(autojump_clock: Mock
     async with open_stage(wait, network=slow_network()) as stage:
         response = await push_refused(stage, path="1/nowhere")
         await trio.sleep(59)
-        assert stage.worker._legacy._pending == 1
+        assert stage.worker._switchboard._legacy._pending == 1
         await trio.sleep(2)
-        assert stage.worker._legacy._pending == 0
+        assert stage.worker._switchboard._legacy._pending == 0
         assert (await response.read_to_end()).end == "fin"
 
 

@@ -160,7 +160,7 @@ def test_run_serves_until_a_signal_and_returns() -> None:
 
 def test_run_leaves_by_system_exit_when_the_drain_cut_requests_short(monkeypatch: pytest.MonkeyPatch) -> None:
     def on_started(worker: Worker) -> None:
-        worker.cancelled_by_drain = 1
+        worker._life.cancelled_by_drain = 1
         worker.drain()
 
     with pytest.raises(SystemExit) as caught:

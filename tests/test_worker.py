@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ingress import Context, Engine, Worker, make_worker, serving
-from ingress._worker import Phase
+from ingress._life import Phase
 from ingress.discovery import MemoryDiscovery
 from ingress.errors import StartupError
 from ingress.testing import MemoryNetwork

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from .._worker import Phase, Worker
+from .._life import Phase
+from .._worker import Worker
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -14,8 +14,9 @@ from cyclopts.validators import Number
 
 from .._admission import DEFAULT_ENGINE_REQUEST_LIMIT, DEFAULT_REQUEST_QUEUE_LIMIT
 from .._dial_policy import DialPolicy
+from .._drain import DEFAULT_DRAIN_BUDGET, DEFAULT_LINGER
 from .._memory_watermark import DEFAULT_MEMORY_WATERMARK
-from .._worker import DEFAULT_DRAIN_BUDGET, DEFAULT_LINGER, DEFAULT_PLANE
+from .._worker import DEFAULT_PLANE
 from ..planes.tcp import DEFAULT_HOST
 from ..wire.codec import DEFAULT_MAX_RESPONSE_CHUNK
 from ..wire.request_frame import DEFAULT_MAX_FRAME_SIZE

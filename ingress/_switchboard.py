@@ -1,0 +1,113 @@
+"""Where all pushes of a worker arrive: each gets the handler of its endpoint, a task of its own, and an ack."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ._admission import Admission
+from ._context import OpenRequests
+from ._dial_guard import DialGuard
+from ._dialled import DialledStreams
+from ._failures import refusal_text
+from ._handler import PushHandler
+from ._legacy import LegacyTeller
+from ._life import Life, Phase
+from ._response import StreamLimits
+from ._text import RateLimitedLogger, printable, quoted
+from ._token import TokenGuard
+from ._tracing import Tracer
+from .abc import Engine, IngressDispatch, Network, Push
+from .errors import IngressError, Unavailable
+from .metrics import WorkerMetrics
+from .wire.records import EndpointId
+
+logger = logging.getLogger("ingress.worker")
+
+
+class Switchboard:
+    """Connects the pushes of one worker with its handlers, one for each engine."""
+
+    start_request: Callable[..., None]
+    """Starts a task, as the ``start_soon`` of a nursery does; set before the first push."""
+
+    def __init__(
+        self,
+        instance_id: int,
+        engines: Mapping[EndpointId, Engine],
+        shapes: Sequence[IngressDispatch[Any]],
+        *,
+        life: Life,
+        network: Network,
+        streams: DialledStreams,
+        metrics: WorkerMetrics,
+        labels: Mapping[EndpointId, Mapping[str, str]],
+        admission: Admission,
+        open_requests: OpenRequests,
+        dial_guard: DialGuard,
+        token_guard: TokenGuard | None,
+        limits: StreamLimits,
+        max_frame_size: int,
+        stop_grace: float,
+        tracer: Tracer | None,
+    ) -> None:
+        self.handlers = {
+            endpoint_id: PushHandler(
+                endpoint_id,
+                engine,
+                shapes,
+                network=network,
+                streams=streams,
+                metrics=metrics.endpoint(endpoint_id, labels.get(endpoint_id)),
+                admission=admission,
+                open_requests=open_requests,
+                dial_guard=dial_guard,
+                token_guard=token_guard,
+                limits=limits,
+                max_frame_size=max_frame_size,
+                stop_grace=stop_grace,
+                tracer=None if tracer is None else tracer.endpoint(endpoint_id, instance_id),
+            )
+            for endpoint_id, engine in engines.items()
+        }
+        self.by_path = {_push_path(instance_id, endpoint_id): each for endpoint_id, each in self.handlers.items()}
+        """The handlers by what callers name them, as the records tell."""
+        self._life = life
+        self._metrics = metrics
+        self._legacy = LegacyTeller(network, streams, shapes, dial_guard, limits)
+        self._wants_tokens = token_guard is not None
+        self._log = RateLimitedLogger(logger)
+
+    def receive(self, push: Push) -> str:
+        """Take a push over and return its ack text; the plane calls this for every frame."""
+        try:
+            handler = self._handler_of(push.path)
+            admitted = handler.gate.admit(push)
+        except IngressError as exc:
+            return self._refuse(push, exc)
+        self.start_request(handler.handle_payload, admitted)
+        return ""
+
+    def _handler_of(self, path: str | None) -> PushHandler:
+        handler = self.by_path.get(path) if self._life.is_accepting and path else None
+        if handler is None:
+            self._metrics.count_unrouted("draining" if self._life.is_draining else "unknown_endpoint")
+            complaint = "invalid endpoint path" if path is None else f"unknown endpoint {printable(path)}"
+            self._log.log(logging.WARNING, "no such endpoint", "push refused: %s", quoted(complaint, 600))
+            raise Unavailable(complaint)
+        return handler
+
+    def _refuse(self, push: Push, error: IngressError) -> str:
+        text = refusal_text(error)
+        # While closing there is no time left to tell anybody anything; and where tokens are wanted, nobody is dialled
+        # without one.
+        may_tell = self._life.phase is not Phase.CLOSING and not self._wants_tokens
+        if may_tell and (told := self._legacy.plan(push, error)) is not None:
+            self.start_request(self._legacy.tell, told, text)
+            return ""
+        return text
+
+
+def _push_path(instance_id: int, endpoint_id: EndpointId) -> str:
+    return f"{instance_id:x}/{endpoint_id.namespace}/{endpoint_id.component}/{endpoint_id.endpoint}"

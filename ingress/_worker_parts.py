@@ -1,0 +1,72 @@
+"""The parts of a worker that take more than one line to make."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from prometheus_client import CollectorRegistry
+
+from ._admission import Admission
+from ._checks import check_deadline
+from ._dial_guard import DialGuard
+from ._dial_policy import DialPolicy
+from ._network import DEFAULT_USER_TIMEOUT, TcpNetwork
+from ._tallies import Tallies
+from .abc import Network
+from .errors import StartupError
+from .metrics import WorkerMetrics
+from .wire.records import EndpointId
+
+ValueT = TypeVar("ValueT")
+
+
+def by_endpoint(named: Mapping[str, ValueT]) -> dict[EndpointId, ValueT]:
+    """Parse the names of a mapping.
+
+    Raises:
+        StartupError: one is not ``namespace.component.endpoint``.
+    """
+    try:
+        return {EndpointId.parse(name): value for name, value in named.items()}
+    except ValueError as exc:
+        raise StartupError(str(exc)) from exc
+
+
+def make_network(write_stall_timeout: float, ack_write_timeout: float) -> TcpNetwork:
+    """Return TCP whose own patience ends after that of the planes: our limits come first, and are counted."""
+    check_deadline("ack_write_timeout", ack_write_timeout)
+    return TcpNetwork(user_timeout=max(DEFAULT_USER_TIMEOUT, write_stall_timeout + 3, ack_write_timeout + 3))
+
+
+def make_dial_guard(
+    policy: DialPolicy, own_addresses: Sequence[tuple[str, int]], network: Network, tallies: Tallies
+) -> DialGuard:
+    """Return the guard of what is dialled; addresses that are appended later are our own too."""
+    # Only TCP of our own knows whether a connect is over when it has begun; on the same machine it is.
+    connects_at_once = hasattr(network, "start_connect")
+    return DialGuard(policy, own_addresses, tallies=tallies, connects_at_once=connects_at_once)
+
+
+def make_metrics(
+    instance_id: int,
+    endpoints: Mapping[EndpointId, object],
+    labels: Mapping[EndpointId, Mapping[str, str]],
+    registry: CollectorRegistry | None,
+    admission: Admission,
+    tallies: Tallies,
+) -> WorkerMetrics:
+    """Register the families of a worker.
+
+    Raises:
+        StartupError: there are labels for an endpoint that is not served.
+    """
+    if strangers := labels.keys() - endpoints.keys():
+        raise StartupError(f"metrics_labels name endpoints that are not served: {', '.join(map(str, strangers))}")
+    return WorkerMetrics(
+        instance_id,
+        registry=registry,
+        extra_labels=sorted({label for of_endpoint in labels.values() for label in of_endpoint}),
+        admission=admission,
+        tallies=tallies,
+    )
