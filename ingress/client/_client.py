@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import trio
+from msgspec import UNSET
 
 from .._text import printable
 from .._token import TokenKeyring, TokenKeys
@@ -128,14 +129,7 @@ class Client:
         """
         target, request_id = self._begin(endpoint, routing, instance_id, request_id)
         async with self._call_home.appointment("response") as appointment:
-            control = RequestControlMessage(
-                request_id,
-                "single_in",
-                "many_out",
-                self._call_home.stream_address(appointment, request_id),
-                target.codec_name,
-                metadata=dict(metadata or {}),
-            )
+            control = self._control(target, request_id, metadata, appointment)
             async with self._answer(target, control, encode_body(target, request), headers, appointment) as responses:
                 yield responses
 
@@ -160,15 +154,7 @@ class Client:
             self._call_home.appointment("request") as requests,
             self._call_home.appointment("response") as responses_at,
         ):
-            control = RequestControlMessage(
-                request_id,
-                "many_in",
-                "many_out",
-                self._call_home.stream_address(responses_at, request_id),
-                target.codec_name,
-                request_stream_connection_info=self._call_home.stream_address(requests, request_id),
-                metadata=dict(metadata or {}),
-            )
+            control = self._control(target, request_id, metadata, responses_at, requests)
             async with self._answer(target, control, b"", headers, responses_at) as responses:
                 dial_in = await self._request_dial_in(target, requests, responses)
                 call = BidirectionalStream(
@@ -190,6 +176,40 @@ class Client:
         target = self._pick(_endpoint_id(endpoint), routing, instance_id)
         return target, str(uuid.uuid4()) if request_id is None else request_id
 
+    def _control(
+        self,
+        target: Target,
+        request_id: str,
+        metadata: Mapping[str, str] | None,
+        responses: Appointment,
+        requests: Appointment | None = None,
+    ) -> RequestControlMessage:
+        """Return a control message that leads the worker to the appointments; with ``requests`` of a call both ways."""
+        return RequestControlMessage(
+            request_id,
+            "single_in" if requests is None else "many_in",
+            "many_out",
+            self._call_home.stream_address(responses, request_id),
+            target.codec_name,
+            request_stream_connection_info=(
+                UNSET if requests is None else self._call_home.stream_address(requests, request_id)
+            ),
+            metadata=dict(metadata or {}),
+        )
+
+    def _frame(
+        self, target: Target, control: RequestControlMessage, body: bytes, headers: Mapping[str, str] | None = None
+    ) -> bytes:
+        """Return the request as it is pushed: within this client's limit, and signed where it has keys."""
+        return request_frame(
+            target,
+            control,
+            body,
+            headers,
+            max_message_size=self._max_message_size,
+            token_keys=None if self._token_keyring is None else self._token_keyring.current(),
+        )
+
     @asynccontextmanager
     async def _answer(
         self,
@@ -200,14 +220,7 @@ class Client:
         appointment: Appointment,
     ) -> AsyncIterator[ResponseStream]:
         """Push the request and read its answer inside; what both kinds of calls share."""
-        frame = request_frame(
-            target,
-            control,
-            body,
-            headers,
-            max_message_size=self._max_message_size,
-            token_keys=None if self._token_keyring is None else self._token_keyring.current(),
-        )
+        frame = self._frame(target, control, body, headers)
         responses = ResponseStream(
             appointment,
             target.codec,

@@ -15,12 +15,12 @@ from typing import Any
 import trio
 
 from ..errors import StreamIncomplete
-from ..wire.messages import CodecName, RequestControlMessage
+from ..wire.messages import CodecName
 from ..wire.records import EndpointId
 from ._call_home import DialIn
 from ._client import Client
 from ._counting_receiver import CountingReceiver
-from ._request import encode_body, request_frame
+from ._request import encode_body
 from ._response_stream import ENDING_TIMEOUT
 from ._routing import Routing, Target
 
@@ -44,7 +44,7 @@ class LeanCaller:
         self._endpoint = EndpointId.parse(endpoint)
         self._request = request
         self._instance_id = instance_id
-        self._metadata = dict(metadata or {})
+        self._metadata = metadata
         self._bodies: dict[CodecName, bytes] = {}
 
     def check(self) -> None:
@@ -66,21 +66,8 @@ class LeanCaller:
         target, body = self._target_and_body()
         request_id = str(uuid.uuid4())
         async with client._call_home.appointment("response") as appointment:
-            control = RequestControlMessage(
-                request_id,
-                "single_in",
-                "many_out",
-                client._call_home.stream_address(appointment, request_id),
-                target.codec_name,
-                metadata=self._metadata,
-            )
-            frame = request_frame(
-                target,
-                control,
-                body,
-                max_message_size=client._max_message_size,
-                token_keys=None if client._token_keyring is None else client._token_keyring.current(),
-            )
+            control = client._control(target, request_id, self._metadata, appointment)
+            frame = client._frame(target, control, body)
             await client._connections.push(target.address, frame)
             dial_in = await appointment.kept()
             receiver = CountingReceiver(target.codec_name, max_message_size=client._max_message_size)

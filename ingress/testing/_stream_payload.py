@@ -31,14 +31,7 @@ async def stream_payload(
     """
     target, request_id = client._begin(endpoint, "round_robin", None, None)
     async with client._call_home.appointment("response") as appointment:
-        control = RequestControlMessage(
-            request_id,
-            "single_in",
-            "many_out",
-            client._call_home.stream_address(appointment, request_id),
-            target.codec_name,
-            metadata=dict(metadata or {}),
-        )
+        control = client._control(target, request_id, metadata, appointment)
         frame = encode_request_frame(target.path, headers or {}, encode(control))
         responses = ResponseStream(
             appointment,
