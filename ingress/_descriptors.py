@@ -9,7 +9,7 @@ import contextlib
 ENOUGH_DESCRIPTORS = 65_536
 
 
-def reachable_descriptors() -> int | None:
+def reachable_descriptors(enough: int = ENOUGH_DESCRIPTORS) -> int | None:
     """Return the limit that :func:`raise_descriptor_limit` leads to; None where there is none to be known."""
     try:
         import resource
@@ -18,16 +18,20 @@ def reachable_descriptors() -> int | None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return None
-    return max(soft, ENOUGH_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, ENOUGH_DESCRIPTORS))
+    return max(soft, enough if hard == resource.RLIM_INFINITY else min(hard, enough))
 
 
-def raise_descriptor_limit() -> None:
-    """Raise the soft limit as far as the hard one allows; children inherit it. For whoever owns the process."""
-    wanted = reachable_descriptors()
+def raise_descriptor_limit(enough: int = ENOUGH_DESCRIPTORS) -> int | None:
+    """Raise the soft limit to ``enough``, as far as the hard one allows; children inherit it.
+
+    For whoever owns the process. Returns the limit that there is then, None where there is none.
+    """
+    wanted = reachable_descriptors(enough)
     if wanted is None:
-        return
+        return None
     import resource
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # what the system will not give, the worker does without
+    with contextlib.suppress(OSError, ValueError):  # what the system will not give, the process does without
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -61,18 +61,22 @@ LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])))
 from ingress._descriptors import raise_descriptor_limit
-raise_descriptor_limit()
-print(*resource.getrlimit(resource.RLIMIT_NOFILE))
+limit = raise_descriptor_limit(*map(int, sys.argv[3:]))
+print(limit, *resource.getrlimit(resource.RLIMIT_NOFILE))
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
-@pytest.mark.parametrize(("soft", "hard"), [(100, 200), (200, 200)])
-def test_the_soft_limit_of_open_files_is_raised_to_the_hard_one(soft: int, hard: int) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(soft), str(hard)], capture_output=True, text=True, check=True
-    )
-    assert ran.stdout.split() == [str(hard), str(hard)]
+@pytest.mark.parametrize(
+    ("soft", "hard", "enough", "expected"),
+    [(100, 200, [], 200), (200, 200, [], 200), (100, 200, [150], 150), (180, 200, [150], 180)],
+)
+def test_the_soft_limit_of_open_files_is_raised_to_the_hard_one_or_to_enough(
+    soft: int, hard: int, enough: list[int], expected: int
+) -> None:
+    arguments = map(str, (soft, hard, *enough))
+    ran = subprocess.run([sys.executable, "-c", LIMITED, *arguments], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == [str(expected), str(expected), str(hard)]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-from contextlib import suppress
 from typing import Annotated, Any
 
 import trio
@@ -13,6 +12,7 @@ from attrs import frozen
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from .._descriptors import raise_descriptor_limit
 from ..client import Client, open_client
 from ..client._lean_call import LeanCaller
 from ..errors import IngressError, StartupError
@@ -221,24 +221,13 @@ def _most_open(wanted: int) -> int:
     Raises:
         CommandError: fewer than are wanted.
     """
-    if sys.platform == "win32":
-        return max(wanted, MOST_OPEN)
-    import resource
-
     most = max(wanted, MOST_OPEN)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < most + _OTHER_DESCRIPTORS:
-        raised = most + _OTHER_DESCRIPTORS
-        with suppress(ValueError, OSError):  # a system may have a lower bound than the one it names
-            resource.setrlimit(
-                resource.RLIMIT_NOFILE, (raised if hard == resource.RLIM_INFINITY else min(hard, raised), hard)
-            )
-        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    room = most if soft == resource.RLIM_INFINITY else min(most, soft - _OTHER_DESCRIPTORS)
+    limit = raise_descriptor_limit(most + _OTHER_DESCRIPTORS)
+    room = most if limit is None else min(most, limit - _OTHER_DESCRIPTORS)
     if room < wanted:
         raise usage(
             f"--concurrency {wanted} cannot be had",
-            f"each caller holds a connection, and this process may open {soft} files",
+            f"each caller holds a connection, and this process may open {limit} files",
             "a smaller --concurrency, or a higher ulimit -n",
         )
     return room
