@@ -16,6 +16,21 @@ _logger = logging.getLogger(_NAME)
 _PATH = (_logger, logging.getLogger("ingress"))  # whose handlers see its records, besides the root's
 
 
+class _Line:
+    """One kind of line: what it says, and the names of its fields in their order."""
+
+    def __init__(self, message: str, *names: str) -> None:
+        self.message = message
+        self.names = ("request_id", "endpoint", *names)
+        self.text = " ".join([message, *(f"{name}=%s" for name in self.names)])
+
+
+_RECEIVED = _Line("request received", "bytes", "codec")
+_COMPLETED = _Line("request completed", "status", "chunks", "bytes", "ms")
+_CANCELLED = _Line("request completed", "status", "chunks", "bytes", "ms", "cancelled_by")
+_FAILED = _Line("request completed", "status", "reason", "chunks", "bytes", "ms")
+
+
 class RequestLog:
     """Logs the requests of one endpoint."""
 
@@ -24,15 +39,8 @@ class RequestLog:
 
     def received(self, request_id: str, size: int, codec: str, trace_id: str | None = None) -> None:
         """Log the first of the two lines of a request."""
-        if not _logger.isEnabledFor(logging.INFO):
-            return
-        if (writer := _only_writer()) is None:
-            fields = {"request_id": request_id, "endpoint": self._endpoint, "bytes": size, "codec": codec}
-            log_fields(_logger, logging.INFO, "request received", **fields)
-            return
-        trace = "" if trace_id is None else f" trace_id={trace_id}"
-        text = f"request received request_id={shown(request_id)} endpoint={self._endpoint} bytes={size} codec={codec}"
-        writer.write_line(plain_line("INFO", _NAME, writer.mark + text + trace))
+        if _logger.isEnabledFor(logging.INFO):
+            self._write(_RECEIVED, request_id, (size, codec), trace_id)
 
     def completed(
         self,
@@ -52,21 +60,21 @@ class RequestLog:
         """
         if not _logger.isEnabledFor(logging.INFO):
             return
-        because: dict[str, object] = {} if status in ("completed", "cancelled") else {"reason": reason}
-        cancelled_by: dict[str, object] = {"cancelled_by": reason} if status == "cancelled" else {}
         milliseconds = round(seconds * 1000, 3)
+        if status == "completed":
+            self._write(_COMPLETED, request_id, (status, chunks, size, milliseconds), trace_id)
+        elif status == "cancelled":
+            self._write(_CANCELLED, request_id, (status, chunks, size, milliseconds, reason), trace_id)
+        else:
+            self._write(_FAILED, request_id, (status, reason, chunks, size, milliseconds), trace_id)
+
+    def _write(self, line: _Line, request_id: str, values: tuple[object, ...], trace_id: str | None) -> None:
+        """Write one line; the values are numbers and fixed words, which need no escaping."""
         if (writer := _only_writer()) is None:
-            fields: dict[str, object] = {"request_id": request_id, "endpoint": self._endpoint, "status": status}
-            fields |= {**because, "chunks": chunks, "bytes": size, "ms": milliseconds, **cancelled_by}
-            log_fields(_logger, logging.INFO, "request completed", **fields)
+            fields = dict(zip(line.names, (request_id, self._endpoint, *values), strict=True))
+            log_fields(_logger, logging.INFO, line.message, **fields)
             return
-        ending = f"status={status}" if not because else f"status={status} reason={reason}"
-        text = (
-            f"request completed request_id={shown(request_id)} endpoint={self._endpoint} {ending}"
-            f" chunks={chunks} bytes={size} ms={milliseconds}"
-        )
-        if cancelled_by:
-            text += f" cancelled_by={reason}"
+        text = line.text % (shown(request_id), self._endpoint, *values)
         if trace_id is not None:
             text += f" trace_id={trace_id}"
         writer.write_line(plain_line("INFO", _NAME, writer.mark + text))
