@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
-from typing import Annotated, Any
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import trio
 from attrs import frozen
-from cyclopts import Parameter
-from cyclopts.validators import Number
 
 from .._descriptors import raise_descriptor_limit
+from ..abc import Discovery
 from ..client import Client, open_client
 from ..client._lean_call import LeanCaller
-from ..errors import IngressError, StartupError
 from ..wire.messages import CodecName
 from ._bench_report import Report, bench_document, print_report
 from ._bench_screen import show_progress
-from ._call import DEFAULT_CALL_HOME, cancelled_by_signal, nobody
-from ._errors import EXIT_CLEAN, EXIT_FAILED, CommandError, usage
-from ._load import Bounds, Load, Spacing, arrivals
+from ._caller_options import DEFAULT_CALLER, CallerOptions
+from ._calling import cancelled_by_signal, find_worker, nobody_to_call, run_caller
+from ._errors import EXIT_CLEAN, EXIT_FAILED, usage
+from ._load import Load, arrivals
+from ._load_options import DEFAULT_LOAD, LoadOptions
 from ._machine import machine_facts
 from ._options import (
     DEFAULT_DISCOVERY,
@@ -32,25 +33,13 @@ from ._options import (
     Namespace,
     OutputOptions,
     check_endpoint,
-    parse_pairs,
 )
-from ._payloads import print_document, read_instance_id, read_request
+from ._payloads import print_document
 from ._tls_options import DEFAULT_SECURITY, SecurityOptions
-from ._worker_options import check_deadline, check_seconds
-
-DEFAULT_CONCURRENCY = 8
-DEFAULT_DURATION = 10.0
-DEFAULT_WARM_UP = 1.0
-DEFAULT_TIMEOUT = 60.0
 
 # Each open call is a connection; beside them there are listeners, request connections and the files of discovery.
 MOST_OPEN = 10_000
 _OTHER_DESCRIPTORS = 64
-
-
-def _check_rate(kind: object, value: float | None) -> None:
-    if value is not None and not (math.isfinite(value) and value > 0):
-        raise ValueError("expected requests a second, more than 0")
 
 
 @frozen
@@ -61,13 +50,9 @@ class BenchOptions:
     request: Any
     metadata: dict[str, str]
     instance_id: int | None
-    rate: float | None
-    spacing: Spacing
-    seed: int
-    concurrency: int
-    bounds: Bounds
-    timeout: float
     wait: float
+    call_home: str
+    load: LoadOptions
     most_open: int
 
 
@@ -75,22 +60,9 @@ def bench(
     endpoint: str,
     /,
     *,
-    data: Annotated[str, Parameter(name=["-d", "--data"], allow_leading_hyphen=True)] = "{}",
-    rate: Annotated[float | None, Parameter(validator=_check_rate)] = None,
-    arrival: Annotated[Spacing | None, Parameter(name="--arrivals", show_default=False)] = None,
-    seed: Annotated[int | None, Parameter(show_default=False)] = None,
-    concurrency: Annotated[
-        int | None, Parameter(name=["-c", "--concurrency"], validator=Number(gte=1), show_default=False)
-    ] = None,
-    requests: Annotated[int | None, Parameter(name=["-n", "--requests"], validator=Number(gte=1))] = None,
-    duration: Annotated[float | None, Parameter(validator=check_deadline, show_default=False)] = None,
-    warmup: Annotated[float, Parameter(validator=check_seconds)] = DEFAULT_WARM_UP,
-    timeout: Annotated[float, Parameter(validator=check_deadline)] = DEFAULT_TIMEOUT,
-    metadata: Annotated[list[str] | None, Parameter(name=["-H", "--metadata"], negative=())] = None,
-    direct: str | None = None,
+    caller: CallerOptions = DEFAULT_CALLER,
+    load: LoadOptions = DEFAULT_LOAD,
     codec: CodecName | None = None,
-    wait: Annotated[float, Parameter(validator=check_seconds)] = 0.0,
-    call_home: Annotated[str, Parameter(env_var="INGRESS_CALL_HOME")] = DEFAULT_CALL_HOME,
     namespace: Namespace = DEFAULT_NAMESPACE,
     security: SecurityOptions = DEFAULT_SECURITY,
     discovery: DiscoveryOptions = DEFAULT_DISCOVERY,
@@ -109,78 +81,28 @@ def bench(
     ----------
     endpoint
         namespace.component.endpoint.
-    data
-        The request: JSON, @FILE, or - for standard input.
-    rate
-        Requests a second: an open loop.
-    arrival
-        How the requests of --rate are spaced: constant (the default) or poisson.
-    seed
-        Repeats the times of --arrivals poisson; 0 unless given.
-    concurrency
-        Callers at once: a closed loop, of 8 unless given.
-    requests
-        How many requests to measure.
-    duration
-        Seconds in which to send requests; those under way then are waited for.
-    warmup
-        Seconds of the same load before, which are not counted.
-    timeout
-        Seconds after which a request counts as failed.
-    metadata
-        KEY=VALUE that reaches the engine as context.metadata; repeatable.
-    direct
-        Call this instance and no other; ingress ls shows them.
     codec
         Instead of the one that the worker announces.
-    wait
-        Seconds to wait for a worker to appear.
-    call_home
-        Address of this host that the worker can dial.
     """
     output.set_up_logging()
-    _check_together(rate, arrival, seed, concurrency, requests, duration)
-    callers = DEFAULT_CONCURRENCY if concurrency is None else concurrency
-    if requests is None and duration is None:
-        duration = DEFAULT_DURATION
+    load.check()
     options = BenchOptions(
         endpoint=check_endpoint(endpoint, namespace),
-        request=read_request(data),
-        metadata=parse_pairs(metadata, "-H"),
-        instance_id=None if direct is None else read_instance_id(direct),
-        rate=rate,
-        spacing=arrival or "constant",
-        seed=seed or 0,
-        concurrency=callers,
-        bounds=Bounds(warmup, requests, duration),
-        timeout=timeout,
-        wait=wait,
-        most_open=_most_open(callers if rate is None else 1),
+        request=caller.request(),
+        metadata=caller.pairs(),
+        instance_id=caller.instance_id(),
+        wait=caller.wait,
+        call_home=caller.call_home,
+        load=load,
+        most_open=_most_open(load.callers if load.rate is None else 1),
     )
     opened = discovery.open_shared()
     settings: dict[str, Any] = {"tls": security.tls(), "token_keys": security.token_keys(), "codec": codec}
-    # The timeout is the one bound of a call, and an instance that refuses is asked again, as the load has it.
-    settings |= {"ack_timeout": timeout, "handshake_timeout": timeout, "set_aside": 0}
-    machine = machine_facts()
+    screen = None if output.quiet or not sys.stderr.isatty() else output.stderr()
     reports: list[Report] = []
     forced: list[int] = []
-
-    async def run() -> None:
-        async with open_client(discovery=opened, host=call_home, **settings) as client:
-            screen = None if output.quiet or not sys.stderr.isatty() else output.stderr()
-            await _find_worker(client, options, discovery.describe(opened))
-            reports.append(await _run_load(client, options, machine, forced, screen))
-
-    try:
-        trio.run(run)
-    except StartupError as exc:
-        if not str(exc).startswith("cannot listen on"):
-            raise
-        raise CommandError(
-            f"cannot take answers on {call_home}", str(exc), "--call-home with an address of this host"
-        ) from exc
-    except IngressError as exc:
-        raise CommandError(f"nobody to call for {options.endpoint}", str(exc), "ingress ls") from exc
+    run = partial(_run, options, opened, discovery.describe(opened), settings, screen, reports, forced)
+    run_caller(run, options.call_home, partial(nobody_to_call, options.endpoint))
     (report,) = reports
     if as_json:
         print_document(bench_document(report))
@@ -189,30 +111,6 @@ def bench(
     if forced:
         return 128 + forced[0]
     return EXIT_FAILED if report.measured.failed else EXIT_CLEAN
-
-
-def _check_together(
-    rate: float | None,
-    arrival: Spacing | None,
-    seed: int | None,
-    concurrency: int | None,
-    requests: int | None,
-    duration: float | None,
-) -> None:
-    if rate is not None and concurrency is not None:
-        raise usage(
-            "--rate and --concurrency exclude each other",
-            "a rate is kept however many requests are open; callers wait for their answers",
-            "one of the two",
-        )
-    if requests is not None and duration is not None:
-        raise usage("--requests and --duration exclude each other", "each says when the load ends", "one of the two")
-    if rate is None and arrival is not None:
-        raise usage(
-            "--arrivals needs --rate", "callers send when they have their answers", f"--rate 100 --arrivals {arrival}"
-        )
-    if seed is not None and arrival != "poisson":
-        raise usage("--seed needs --arrivals poisson", "nothing else is drawn", "--arrivals poisson --seed 1")
 
 
 def _most_open(wanted: int) -> int:
@@ -233,11 +131,23 @@ def _most_open(wanted: int) -> int:
     return room
 
 
-async def _find_worker(client: Client, options: BenchOptions, place: str) -> None:
-    if options.wait:
-        await client.wait_for_instances(options.endpoint, timeout=options.wait)
-    if not client.instances(options.endpoint):
-        raise nobody(client, options.endpoint, place, "bench")
+async def _run(
+    options: BenchOptions,
+    discovery: Discovery,
+    place: str,
+    settings: Mapping[str, Any],
+    screen: Any,
+    reports: list[Report],
+    forced: list[int],
+) -> None:
+    """Measure, and put what came of it into ``reports``; signals that end it are put into ``forced``."""
+    machine = machine_facts()
+    timeout = options.load.timeout
+    # The timeout is the one bound of a call, and an instance that refuses is asked again, as the load has it.
+    bounds: dict[str, Any] = {"ack_timeout": timeout, "handshake_timeout": timeout, "set_aside": 0}
+    async with open_client(discovery=discovery, host=options.call_home, **settings, **bounds) as client:
+        await find_worker(client, options.endpoint, wait=options.wait, place=place, verb="bench")
+        reports.append(await _run_load(client, options, machine, forced, screen))
 
 
 def _make_caller(client: Client, options: BenchOptions) -> LeanCaller:
@@ -255,17 +165,18 @@ async def _run_load(
     client: Client, options: BenchOptions, machine: dict[str, Any], forced: list[int], screen: Any
 ) -> Report:
     caller = _make_caller(client, options)
-    load = Load(caller.call, options.bounds, timeout=options.timeout, most_open=options.most_open)
+    asked = options.load
+    load = Load(caller.call, asked.bounds, timeout=asked.timeout, most_open=options.most_open)
     codecs = sorted({record.request_plane_codec or "json" for record in client.instances(options.endpoint)})
     instances, began, busy = len(client.instances(options.endpoint)), time.perf_counter(), time.process_time()
     async with cancelled_by_signal(forced), trio.open_nursery() as nursery:
         if screen is not None:
-            nursery.start_soon(show_progress, load, options.bounds, screen)
+            nursery.start_soon(show_progress, load, asked.bounds, screen)
         try:
-            if options.rate is not None:
-                await load.run_open(arrivals(options.rate, options.spacing, options.seed))
+            if asked.rate is not None:
+                await load.run_open(arrivals(asked.rate, asked.spacing, asked.seed or 0))
             else:
-                await load.run_closed(options.concurrency)
+                await load.run_closed(asked.callers)
         finally:
             load.stop()
             nursery.cancel_scope.cancel()
@@ -274,12 +185,12 @@ async def _run_load(
         endpoint=options.endpoint,
         instances=instances,
         codecs=tuple(codecs),
-        rate=options.rate,
-        spacing=options.spacing,
-        seed=options.seed,
-        concurrency=options.concurrency,
-        bounds=options.bounds,
-        timeout=options.timeout,
+        rate=asked.rate,
+        spacing=asked.spacing,
+        seed=asked.seed or 0,
+        concurrency=asked.callers,
+        bounds=asked.bounds,
+        timeout=asked.timeout,
         machine=machine,
         measured=load.measured,
         most_open=load.most_open,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import signal
+import math
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import Annotated, Any
 
 import trio
@@ -13,6 +14,7 @@ from attrs import frozen
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from ..abc import Discovery
 from ..client import Client, ResponseStream, open_client
 from ..client._bidirectional import BidirectionalStream
 from ..errors import (
@@ -22,11 +24,12 @@ from ..errors import (
     NoInstances,
     Overloaded,
     RemoteError,
-    StartupError,
     StreamIncomplete,
 )
 from ._bidi import open_conversation
-from ._errors import EXIT_CLEAN, CommandError, nearest, usage
+from ._caller_options import DEFAULT_CALLER, DEFAULT_DATA, CallerOptions
+from ._calling import cancelled_by_signal, find_worker, nobody_to_call, run_caller
+from ._errors import EXIT_CLEAN, CommandError, usage
 from ._figures import Tally
 from ._options import (
     DEFAULT_DISCOVERY,
@@ -38,14 +41,12 @@ from ._options import (
     check_endpoint,
     parse_pairs,
 )
-from ._payloads import json_line, read_instance_id, read_request, text_of, write
+from ._payloads import json_line, text_of, write
 from ._tls_options import DEFAULT_SECURITY, SecurityOptions
 from ._worker_options import check_seconds
 
 # What is on its way when a stop is sent is read and not shown; a worker that goes on for longer is left.
 STOP_TIMEOUT = 5.0
-
-DEFAULT_CALL_HOME = "127.0.0.1"
 
 
 @frozen
@@ -58,6 +59,7 @@ class CallOptions:
     headers: dict[str, str]
     instance_id: int | None
     stop_after: int | None
+    timeout: float
     wait: float
     call_home: str
     is_text: bool
@@ -68,18 +70,14 @@ def call(
     endpoint: str,
     /,
     *,
-    data: Annotated[str, Parameter(name=["-d", "--data"], allow_leading_hyphen=True)] = "{}",
-    metadata: Annotated[list[str] | None, Parameter(name=["-H", "--metadata"], negative=())] = None,
+    caller: CallerOptions = DEFAULT_CALLER,
     header: Annotated[list[str] | None, Parameter(negative=())] = None,
-    direct: str | None = None,
     bidi: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     text: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     stop_after: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
     timeout: Annotated[
         float | None, Parameter(validator=lambda kind, value: value and check_seconds(kind, value))
     ] = None,
-    wait: Annotated[float, Parameter(validator=check_seconds)] = 0.0,
-    call_home: Annotated[str, Parameter(env_var="INGRESS_CALL_HOME")] = DEFAULT_CALL_HOME,
     namespace: Namespace = DEFAULT_NAMESPACE,
     security: SecurityOptions = DEFAULT_SECURITY,
     discovery: DiscoveryOptions = DEFAULT_DISCOVERY,
@@ -97,14 +95,8 @@ def call(
     ----------
     endpoint
         namespace.component.endpoint.
-    data
-        The request: JSON, @FILE, or - for standard input.
-    metadata
-        KEY=VALUE that reaches the engine as context.metadata; repeatable.
     header
         KEY=VALUE among the request's headers, such as traceparent=00-…; repeatable.
-    direct
-        Call this instance and no other; ingress ls shows them.
     bidi
         Call a bidirectional endpoint with the lines of standard input.
     text
@@ -113,23 +105,20 @@ def call(
         Ask the worker to stop after this many items.
     timeout
         Seconds for the whole call.
-    wait
-        Seconds to wait for a worker to appear.
-    call_home
-        Address of this host that the worker can dial.
     """
     output.set_up_logging()
-    if bidi and data != "{}":
+    if bidi and caller.data != DEFAULT_DATA:
         raise usage("--bidi and -d exclude each other", "--bidi sends the lines of standard input", "--bidi without -d")
     options = CallOptions(
         endpoint=check_endpoint(endpoint, namespace),
-        request=read_request(data),
-        metadata=parse_pairs(metadata, "-H"),
+        request=caller.request(),
+        metadata=caller.pairs(),
         headers=parse_pairs(header, "--header"),
-        instance_id=None if direct is None else read_instance_id(direct),
+        instance_id=caller.instance_id(),
         stop_after=stop_after,
-        wait=wait,
-        call_home=call_home,
+        timeout=math.inf if timeout is None else timeout,
+        wait=caller.wait,
+        call_home=caller.call_home,
         is_text=text,
         is_bidirectional=bidi,
     )
@@ -137,29 +126,9 @@ def call(
     secured: dict[str, Any] = {"tls": security.tls(), "token_keys": security.token_keys()}
     tally = Tally(began=0.0)
     forced: list[int] = []
-
-    async def run() -> None:
-        with trio.move_on_after(timeout if timeout is not None else float("inf")) as scope:
-            async with (
-                cancelled_by_signal(forced),
-                open_client(discovery=opened, host=options.call_home, **secured) as client,
-            ):
-                await _call(client, options, tally, discovery.describe(opened))
-        if scope.cancelled_caught and not forced:
-            raise CommandError(
-                f"no whole answer within {timeout:g} s", f"{tally.items} items came", "a larger --timeout"
-            )
-
+    run = partial(_run, options, opened, discovery.describe(opened), secured, tally, forced)
     try:
-        trio.run(run)
-    except StartupError as exc:
-        if not str(exc).startswith("cannot listen on"):
-            raise
-        raise CommandError(
-            f"cannot take answers on {call_home}", str(exc), "--call-home with an address of this host"
-        ) from exc
-    except IngressError as exc:
-        raise _failure(exc, options, tally) from exc
+        run_caller(run, options.call_home, partial(_failure, options, tally))
     finally:
         if options.is_text and tally.items:
             write(b"\n")
@@ -168,11 +137,29 @@ def call(
     return 128 + forced[0] if forced else EXIT_CLEAN
 
 
+async def _run(
+    options: CallOptions,
+    discovery: Discovery,
+    place: str,
+    secured: Mapping[str, Any],
+    tally: Tally,
+    forced: list[int],
+) -> None:
+    """Make the call within its time; signals that end it are put into ``forced``."""
+    with trio.move_on_after(options.timeout) as scope:
+        async with (
+            cancelled_by_signal(forced),
+            open_client(discovery=discovery, host=options.call_home, **secured) as client,
+        ):
+            await _call(client, options, tally, place)
+    if scope.cancelled_caught and not forced:
+        raise CommandError(
+            f"no whole answer within {options.timeout:g} s", f"{tally.items} items came", "a larger --timeout"
+        )
+
+
 async def _call(client: Client, options: CallOptions, tally: Tally, place: str) -> None:
-    if options.wait:
-        await client.wait_for_instances(options.endpoint, timeout=options.wait)
-    if not client.instances(options.endpoint):
-        raise nobody(client, options.endpoint, place, "call")
+    await find_worker(client, options.endpoint, wait=options.wait, place=place, verb="call")
     tally.began = trio.current_time()
     try:
         async with _open(client, options) as responses:
@@ -211,46 +198,7 @@ async def _print_items(responses: ResponseStream | BidirectionalStream, options:
         tally.ended = trio.current_time()
 
 
-@asynccontextmanager
-async def cancelled_by_signal(forced: list[int]) -> AsyncIterator[None]:
-    """Cancel the block at the first SIGINT or SIGTERM, so that it leaves its stream in order; bounded."""
-    failure: Exception | None = None
-    # Taken until the block has been left: trio raises again what nobody took, and that would end the process.
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with trio.open_nursery() as nursery:
-            block = trio.CancelScope()
-
-            async def listen() -> None:
-                async for number in signals:
-                    forced.append(number)
-                    block.cancel()
-
-            nursery.start_soon(listen)
-            try:
-                with block:
-                    yield
-            except Exception as exc:
-                failure = exc  # out of the nursery it would come wrapped in a group
-            nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-
-
-# -- failing ----------------------------------------------------------------------------------------------------------
-
-
-def nobody(client: Client, endpoint: str, place: str, verb: str) -> CommandError:
-    """Return the error for an endpoint that discovery does not know, with the next thing to type."""
-    known = sorted({str(record.endpoint_id) for record in client.instances()})
-    guess = nearest(endpoint, known)
-    return CommandError(
-        f"nobody serves {endpoint}",
-        f"{place} knows {', '.join(known[:5]) if known else 'no worker'}",
-        f"ingress {verb} {guess}" if guess else "ingress ls, --wait 10 for a worker on its way, or another --file-kv",
-    )
-
-
-def _failure(exc: IngressError, options: CallOptions, tally: Tally) -> CommandError:
+def _failure(options: CallOptions, tally: Tally, exc: IngressError) -> CommandError:
     came = f"after {tally.items} items" if tally.items else "before the first item"
     match exc:
         case RemoteError():
@@ -264,7 +212,7 @@ def _failure(exc: IngressError, options: CallOptions, tally: Tally) -> CommandEr
         case NoDialBack():
             return CommandError("the worker never called home", str(exc), "--call-home with an address it can dial")
         case NoInstances():
-            return CommandError(f"nobody to call for {options.endpoint}", str(exc), "ingress ls")
+            return nobody_to_call(options.endpoint, exc)
         case InvalidMessage():
             return CommandError("what was to be sent or came back breaks the rules", str(exc))
         case _:
