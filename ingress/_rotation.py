@@ -1,7 +1,8 @@
 """Files that are rotated under a process: certificates, keys.
 
 What was made from them is made again when one has changed, or when told to. New files that cannot be used, half of a
-rotation among them, change nothing: the old ones go on, a line says so, and they are tried again.
+rotation among them, change nothing: the old ones go on, a line says so, and they are tried again. While they stay as
+they are, the line comes again now and then only, for whoever looks at the end of a log.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ from typing import Generic, TypeVar
 
 import trio
 
-from ._text import RateLimitedLogger, printable
+from ._text import printable
 from .errors import StartupError
 
 # How often files are looked at, and only when what they make is asked for: a few microseconds each.
 CHECK_INTERVAL = 1.0
+
+# When a line on files that are as bad as before comes again: each time after twice as long, up to the second of these.
+FIRST_REMINDER = 60.0
+LONGEST_REMINDER = 3600.0
 
 T = TypeVar("T")
 
@@ -39,7 +44,9 @@ class Rotated(Generic[T]):
         self._load = load
         self._what = what
         self._logger = logger
-        self._log = RateLimitedLogger(logger, per_second=1)
+        self._told: tuple[_Fingerprint, str] | None = None
+        self._told_again_at = 0.0
+        self._reminder = FIRST_REMINDER
         self._fingerprint = _fingerprint_of(files)  # before the files are read: a change in between is seen later
         self._made = load()
         self._checked_at: float | None = None
@@ -50,7 +57,7 @@ class Rotated(Generic[T]):
         if self._checked_at is None or not 0.0 <= now - self._checked_at < CHECK_INTERVAL:
             self._checked_at = now
             if _fingerprint_of(self._files) != self._fingerprint:
-                self.reload()
+                self._read_again()
         return self._made
 
     @property
@@ -60,17 +67,33 @@ class Rotated(Generic[T]):
 
     def reload(self) -> bool:
         """Read every file again, whether it changed or not; tell whether that worked. Raises nothing."""
+        self._told = None  # whoever asked gets an answer
+        return self._read_again()
+
+    def _read_again(self) -> bool:
         fingerprint = _fingerprint_of(self._files)
         try:
             self._made = self._load()
         except StartupError as exc:
-            self._log.log(
-                logging.ERROR, "reload", "%s cannot be read again, the old ones go on: %s", self._what, printable(exc)
-            )
+            self._tell(fingerprint, str(exc))
             return False
         self._fingerprint = fingerprint
+        self._told = None
         self._logger.info("%s read again", self._what)
         return True
+
+    def _tell(self, fingerprint: _Fingerprint, why: str) -> None:
+        """Log that the files cannot be used, once for each state of theirs, and again after a while."""
+        now = trio.current_time()
+        if self._told != (fingerprint, why):
+            self._told = (fingerprint, why)
+            self._reminder = FIRST_REMINDER
+        elif now < self._told_again_at:
+            return
+        else:
+            self._reminder = min(2 * self._reminder, LONGEST_REMINDER)
+        self._told_again_at = now + self._reminder
+        self._logger.error("%s cannot be read again, the old ones go on: %s", self._what, printable(why))
 
 
 def _fingerprint_of(files: tuple[Path, ...]) -> _Fingerprint:
