@@ -57,7 +57,7 @@ def promtool(*arguments: str, cwd: Path = DEPLOY / "prometheus", given: str = ""
 
 def test_promtool_finds_no_fault_with_the_configuration_and_its_rules() -> None:
     assert "SUCCESS" in promtool("check", "config", "prometheus.yml")
-    assert "16 rules found" in promtool("check", "rules", "--lint-fatal", "rules.yml")
+    assert "17 rules found" in promtool("check", "rules", "--lint-fatal", "rules.yml")
 
 
 def test_every_alert_fires_for_what_it_is_about_and_for_nothing_else() -> None:
