@@ -7,14 +7,15 @@ Decoding is typed and tolerant of unknown fields; encoding is compact JSON. Sour
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 import msgspec
 from attrs import field, frozen
 from msgspec import UNSET, UnsetType
 
-from ..errors import DeserializationError, RemoteError
+from ..errors import DeserializationError
+from .error_event import ErrorEvent as ErrorEvent
+from .error_event import encodable, text_or_none
 from .guards import exceeds_depth as exceeds_depth
 
 MAX_CONTROL_MESSAGE = 256 * 1024
@@ -179,102 +180,6 @@ class CallHomeHandshake:
         return _decode(_HANDSHAKE, header, "call-home handshake")
 
 
-# Backend kind -> (class, reason) as a 1.6.1 worker writes them (docs/wire.md §4, captures response-exc-*).
-_KINDS: Mapping[str, tuple[str, str]] = {
-    "InvalidArgument": ("InvalidRequest", "backend.invalid_argument"),
-    "ConnectionTimeout": ("DeadlineExceeded", "backend.connection_timeout"),
-    "CannotConnect": ("Unavailable", "backend.cannot_connect"),
-    "Disconnected": ("Unavailable", "backend.disconnected"),
-    "Cancelled": ("Cancelled", "backend.cancelled"),
-    "EngineShutdown": ("Unavailable", "backend.engine_shutdown"),
-    "Unknown": ("Internal", "backend.unknown"),
-}
-
-
-@frozen
-class ErrorEvent:
-    """A failure as it goes home: in an error event, or as the ``typed_error`` of a prologue."""
-
-    message: str
-    kind: str = "Unknown"
-    """A ``Backend`` kind, or a top-level error type when ``is_backend`` is false."""
-
-    is_backend: bool = True
-    error_class: str | None = None
-    reason: str | None = None
-    diagnostic: str | None = None
-    public_message: str | None = None
-    """Set where the text may be shown to the end user as it is."""
-
-    @classmethod
-    def of_kind(cls, kind: str, message: str, *, is_public: bool = False) -> ErrorEvent:
-        """Build the event of a Backend kind, with the class and reason a 1.6.1 worker gives it."""
-        error_class, reason = _KINDS.get(kind, _KINDS["Unknown"])
-        return cls(
-            message,
-            kind,
-            error_class=error_class,
-            reason=reason,
-            diagnostic=message,
-            public_message=message if is_public else None,
-        )
-
-    @classmethod
-    def overloaded(cls, message: str) -> ErrorEvent:
-        """Build the event of an engine that has no room.
-
-        The 1.6.1 frontend answers it with HTTP 529 and keeps the instance, but only in this form: of the top-level
-        type, and without a reason, for one that it does not know makes it an HTTP 500 (docs/wire.md §4).
-        """
-        return cls(message, "ResourceExhausted", is_backend=False, error_class="CapacityExhausted", diagnostic=message)
-
-    def to_wire(self) -> dict[str, Any]:
-        """Return the object as released workers write it; up to 1.5.1 clients ignore the newer keys."""
-        wire: dict[str, Any] = {"error_type": {"Backend": self.kind} if self.is_backend else self.kind}
-        optional = {"class": self.error_class, "reason": self.reason}
-        wire.update({key: value for key, value in optional.items() if value is not None})
-        wire["message"] = _encodable(self.message)
-        if self.diagnostic is not None:
-            wire["diagnostic"] = _encodable(self.diagnostic)
-        if self.public_message is not None:
-            wire["public"] = {"type": "message", "message": _encodable(self.public_message)}
-        return wire
-
-    @classmethod
-    def from_wire(cls, wire: object, *, comment: list[str] | None = None) -> ErrorEvent:
-        """Read any version's error object; what is missing or odd is left out, for the message matters most."""
-        if not isinstance(wire, dict):
-            return cls("; ".join(comment or ()) or "unspecified error", is_backend=False)
-        error_type = wire.get("error_type")
-        is_backend = isinstance(error_type, dict)
-        kind = error_type.get("Backend", "Unknown") if isinstance(error_type, dict) else error_type
-        public = wire.get("public")
-        return cls(
-            message=str(wire.get("message", "unspecified error")),
-            kind=kind if isinstance(kind, str) else "Unknown",
-            is_backend=is_backend,
-            error_class=_text_or_none(wire.get("class")),
-            reason=_text_or_none(wire.get("reason")),
-            diagnostic=_text_or_none(wire.get("diagnostic")),
-            public_message=_text_or_none(public.get("message")) if isinstance(public, dict) else None,
-        )
-
-    def to_exception(self) -> RemoteError:
-        """Return the exception that the caller's half raises."""
-        return RemoteError(
-            self.diagnostic or self.message, kind=self.kind, error_class=self.error_class, reason=self.reason
-        )
-
-
-def _encodable(text: str) -> str:
-    """Return the text without lone surrogates: a failure must be told even when its text cannot be."""
-    return text.encode(errors="replace").decode()
-
-
-def _text_or_none(value: object) -> str | None:
-    return value if isinstance(value, str) else None
-
-
 @frozen
 class Prologue:
     """The second frame on a response stream: the engine took the request, or why it did not."""
@@ -283,7 +188,7 @@ class Prologue:
     typed_error: ErrorEvent | None = None
 
     def encode(self) -> bytes:
-        wire: dict[str, Any] = {"error": None if self.error is None else _encodable(self.error)}
+        wire: dict[str, Any] = {"error": None if self.error is None else encodable(self.error)}
         if self.typed_error is not None:
             wire["typed_error"] = self.typed_error.to_wire()
         return msgspec.json.encode(wire)
@@ -342,11 +247,11 @@ class Annotated:
             raise DeserializationError(f"annotated envelope: expected an object, got {type(wire).__name__}")
         comment = wire.get("comment")
         comments = [str(line) for line in comment] if isinstance(comment, list) else None
-        event = _text_or_none(wire.get("event"))
+        event = text_or_none(wire.get("event"))
         has_error = event == "error" or wire.get("error") is not None
         return cls(
             data=wire.get("data", UNSET),
-            id=_text_or_none(wire.get("id")),
+            id=text_or_none(wire.get("id")),
             event=event,
             comment=comments,
             error=ErrorEvent.from_wire(wire.get("error"), comment=comments) if has_error else None,
