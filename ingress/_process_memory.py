@@ -15,9 +15,9 @@ import sys
 # it some 4 ms of CPU a MiB that comes in and goes out, for pages that are new each time.
 MAPPED_FROM = 2 << 20
 
-# Of free memory at the end of a heap, more goes back to the system; by default twice the bound above. Streams of 1 MiB
+# Of free memory at the end of a heap, and each thread may have one, more goes back to the system. Streams of 1 MiB
 # chunks take and free a few such blocks in turn: where they go back each time, a byte of theirs costs twice as much.
-KEPT_FREE = 8 << 20
+KEPT_FREE = 4 << 20
 
 # mallopt(3)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
