@@ -22,7 +22,7 @@ from attrs import frozen
 from ..errors import DeserializationError, GenerateError, PluginError
 from .guards import MAX_BODY_DEPTH as MAX_BODY_DEPTH
 from .guards import MAX_BODY_NODES as MAX_BODY_NODES
-from .guards import check_json_body, check_msgpack_value, has_exponent
+from .guards import check_json_body, check_msgpack_keys, check_msgpack_value, has_exponent
 from .guards import check_msgpack_size as check_msgpack_size
 from .messages import Annotated, ErrorEvent
 from .plain import to_json_plain, to_msgpack_plain
@@ -187,6 +187,7 @@ class MsgpackCodec:
 
     def _decode(self, body: bytes) -> Any:
         check_msgpack_size(body)
+        check_msgpack_keys(body)
         try:
             return _decode_msgpack(body) if len(body) <= _LARGE else _uncollected(_decode_msgpack, body)
         except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as exc:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from ingress.wire.guards import check_json_body, check_msgpack_size
+from ingress.errors import DeserializationError
+from ingress.wire.guards import check_json_body, check_msgpack_keys, check_msgpack_size
 
 # What a decoder may take beside its input: an empty container of a byte costs 64.
 MEMORY_FACTOR = 64
@@ -20,7 +22,14 @@ def attack_json_guard(data: bytes) -> object:
 
 
 def attack_msgpack_guard(data: bytes) -> object:
-    return attack_guard(check_msgpack_size, msgspec.msgpack.decode, data)
+    return attack_guard(_check_msgpack, msgspec.msgpack.decode, data)
+
+
+def _check_msgpack(data: bytes) -> None:
+    check_msgpack_size(data)
+    check_msgpack_keys(data)
+    with contextlib.suppress(DeserializationError):  # here inputs are small, and so must be what is too many
+        check_msgpack_keys(data, max_keys=len(data) // 8)
 
 
 def attack_guard(check: Callable[[bytes], object], decode: Callable[[bytes], Any], data: bytes) -> object:
