@@ -190,6 +190,7 @@ async def _encode_chunks(
         # Give way: to the caller when it is slow, to other tasks when the engine never suspends, and to a cancellation
         # when the engine swallows it.
         if len(buffer) > MAX_BUFFERED or writer.failure is not None:
+            chunk = frame = b""  # what waits to be sent is enough to keep of a large one
             _flush(writer, progress, on_chunks)
             await writer.drained(below=MAX_BUFFERED // 2)
         elif count - progress.chunks_at_suspension >= slice_size or _clock() > progress.busy_until:

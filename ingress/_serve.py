@@ -14,7 +14,7 @@ from typing import Any, NoReturn, Protocol
 import trio
 
 from ._descriptors import raise_descriptor_limit
-from ._process_memory import exempt_what_stays, give_back_large_blocks
+from ._process_memory import exempt_what_stays, give_back_freed_memory, give_back_large_blocks
 from ._task_tree import dump_tasks_on_signal
 from ._text import quoted
 from ._worker import CLOSING_TIME, EngineLike, Worker
@@ -158,6 +158,7 @@ async def serve_until_signalled(
                 if supervision is not None:
                     nursery.start_soon(supervision.serve, worker, force)
                 nursery.start_soon(_leave_when_stuck, worker)
+                nursery.start_soon(give_back_freed_memory)
                 if hasattr(signal, "SIGHUP"):
                     await nursery.start(_reload_on_hangup, worker)
                 await nursery.start(dump_tasks_on_signal)

@@ -33,6 +33,33 @@ del bodies
 print((resident() - before) >> 20)
 """
 
+# Of blocks too small to be mapped every other is freed, so that no end of a heap is free.
+HOLES = """
+import os, trio
+from ingress import _process_memory
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+async def main():
+    before = resident()
+    blocks = [b"x" * (256 << 10) for _ in range(800)]
+    _process_memory.LOOK_INTERVAL = 0.05
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_process_memory.give_back_freed_memory)
+        await trio.sleep(0.2)
+        del blocks[::2]
+        with trio.move_on_after(float(os.environ["PATIENCE"])):
+            while resident() - before > 120 << 20:
+                await trio.sleep(0.05)
+        nursery.cancel_scope.cancel()
+    print((resident() - before) >> 20)
+
+_process_memory.give_back_large_blocks()
+trio.run(main)
+"""
+
 FROZEN = """
 import gc, os, signal
 import ingress
@@ -62,6 +89,14 @@ def said_by(program: str, variables: Mapping[str, str]) -> int:
 
 def test_l11_what_large_bodies_took_goes_back_to_the_system_though_small_things_lie_behind_it() -> None:
     assert said_by(BODIES, {}) < 10
+
+
+def test_l11_what_is_freed_between_things_in_use_goes_back_too() -> None:
+    assert said_by(HOLES, {"PATIENCE": "30"}) <= 120
+
+
+def test_an_operator_s_own_settings_keep_it() -> None:
+    assert said_by(HOLES, {"MALLOC_MMAP_THRESHOLD_": "33554432", "PATIENCE": "0.3"}) > 150
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -229,6 +230,30 @@ async def test_chunks_of_an_engine_that_takes_long_to_give_way_again_leave_one_b
     async with open_pump() as pump:
         await pump.run(engine())
     assert sent == list(range(20))
+
+
+class LargeText(str):
+    """One that can be looked for."""
+
+
+async def test_d07_of_a_large_chunk_that_waits_to_be_sent_only_its_bytes_are_held() -> None:
+    alive: list[weakref.ref[LargeText]] = []
+
+    def message() -> dict[str, str]:
+        text = LargeText("x" * 2 * MAX_BUFFERED)
+        alive.append(weakref.ref(text))
+        return {"text": text}
+
+    async def engine() -> Any:
+        yield message()
+        yield message()
+
+    async with open_pump(Socket(capacity=100)) as pump, trio.open_nursery() as nursery:
+        nursery.start_soon(pump.run, engine())
+        await wait_all_tasks_blocked()
+        assert len(pump.writer.buffer) > 2 * MAX_BUFFERED - 100
+        assert [text() for text in alive] == [None]
+        nursery.cancel_scope.cancel()
 
 
 class LongPasses(trio.abc.Instrument):
