@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import trio
 
 from .wire.codec import codec_named
+from .wire.guards import between_steps
 
 T = TypeVar("T")
 
@@ -15,10 +17,15 @@ T = TypeVar("T")
 # some 5 ms.
 LARGE_BODY = 240 * 1024
 
-# Large bodies wait for each other and not for the threads of engines.
-_MAX_THREADS = 2
+# Bodies from here on are decoded one after the other, and in steps between which the event loop has a turn. With the
+# interpreter in the hands of a decoder for most of the time, each system call of the loop was a wait for a step: among
+# ten such bodies the loop was late by 0.5 to 1 s.
+_HUGE_BODY = 2 << 20
 
-_limiter: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("ingress body decoders")
+# What large bodies wait for, and what huge ones do: each other, and not the threads of engines.
+_limiters: trio.lowlevel.RunVar[tuple[trio.CapacityLimiter, trio.CapacityLimiter]] = trio.lowlevel.RunVar(
+    "ingress body decoders"
+)
 
 
 async def decode_body(codec_name: str, body: bytes) -> Any:
@@ -35,13 +42,14 @@ async def run_decoder(decode: Callable[[bytes], T], body: bytes) -> T:
     if len(body) <= LARGE_BODY:
         return decode(body)
     try:
-        limiter = _limiter.get()
+        limiters = _limiters.get()
     except LookupError:
-        limiter = trio.CapacityLimiter(_MAX_THREADS)
-        _limiter.set(limiter)
+        limiters = trio.CapacityLimiter(1), trio.CapacityLimiter(1)
+        _limiters.set(limiters)
     # Nobody waits for a decoder whose caller has gone: it ends by itself, and keeps its place until then.
-    job = _Decoding(decode, body)
-    await trio.to_thread.run_sync(job.run, limiter=limiter, abandon_on_cancel=True)
+    is_huge = len(body) > _HUGE_BODY
+    job = _Decoding(decode, body, trio.lowlevel.current_trio_token() if is_huge else None)
+    await trio.to_thread.run_sync(job.run, limiter=limiters[is_huge], abandon_on_cancel=True)
     value: T = job.result()
     return value
 
@@ -53,19 +61,27 @@ class _Decoding:
     collection: they hold this, and this gives the body and the result away.
     """
 
-    def __init__(self, decode: Callable[[bytes], Any], body: bytes) -> None:
+    def __init__(self, decode: Callable[[bytes], Any], body: bytes, loop: trio.lowlevel.TrioToken | None) -> None:
         self._decode = decode
         self._body = body
+        self._loop = loop
         self._value: Any = None
         self._error: Exception | None = None
 
     def run(self) -> None:
-        """In the thread."""
+        """In the thread, which has a context of its own."""
+        if self._loop is not None:
+            between_steps.set(self._let_loop_run)
         try:
             self._value = self._decode(self._body)
         except Exception as exc:
             self._error = exc
         self._body = b""
+
+    def _let_loop_run(self) -> None:
+        """Wait until every task that can go on has had a turn."""
+        with contextlib.suppress(trio.RunFinishedError, trio.Cancelled):
+            trio.from_thread.run(trio.lowlevel.cancel_shielded_checkpoint, trio_token=self._loop)
 
     def result(self) -> Any:
         """In the event loop, once."""

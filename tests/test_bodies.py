@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import msgspec
 import pytest
 import trio
 
-from ingress.bodies import LARGE_BODY, decode_body
+from ingress.bodies import LARGE_BODY, decode_body, run_decoder
 from ingress.errors import DeserializationError
 from ingress.wire import codec as codec_module
 from ingress.wire.codec import codec_named
-from ingress.wire.guards import has_exponent
+from ingress.wire.guards import between_steps, end_step, has_exponent
 
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
@@ -34,6 +35,86 @@ async def test_c13_large_bodies_leave_the_loop_to_others(monkeypatch: pytest.Mon
     await decode_body("json", b"x" * LARGE_BODY)
     await decode_body("json", b"x" * (LARGE_BODY + 1))
     assert threads[0] == threading.get_ident() != threads[1]
+
+
+HUGE = b"x" * (4 << 20)
+
+
+async def test_c13_the_loop_has_a_turn_between_the_steps_of_a_huge_body() -> None:
+    turns = 0
+    seen: list[int] = []
+
+    async def neighbour() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    def decode(body: bytes) -> None:
+        for _ in range(10):
+            seen.append(turns)
+            end_step()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(neighbour)
+        await run_decoder(decode, HUGE)
+        nursery.cancel_scope.cancel()
+    assert all(before < after for before, after in itertools.pairwise(seen))
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+async def test_c13_the_guards_and_decoders_of_huge_bodies_have_steps(codec: str) -> None:
+    ended = 0
+
+    def count() -> None:
+        nonlocal ended
+        ended += 1
+
+    value = {"text": "x" * (4 << 20)}
+    body = codec_named(codec).encode(value)
+    token = between_steps.set(count)
+    assert codec_named(codec).decode(body) == value
+    between_steps.reset(token)
+    assert ended >= (5 if codec == "json" else 1)
+
+
+async def test_c13_huge_bodies_are_decoded_one_after_the_other_and_keep_no_smaller_one_waiting() -> None:
+    may_end, running, most = threading.Event(), 0, 0
+
+    def decode_huge(body: bytes) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        assert may_end.wait(30)
+        end_step()
+        running -= 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(run_decoder, decode_huge, HUGE)
+        await run_decoder(lambda body: may_end.set(), b"x" * (LARGE_BODY + 1))
+    assert (running, most) == (0, 1)
+
+
+async def test_a_huge_body_whose_loop_has_ended_is_decoded_to_its_end() -> None:
+    begun, may_go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def decode(body: bytes) -> None:
+        begun.set()
+        may_go_on.wait(30)
+        end_step()
+        ended.set()
+
+    async def leave() -> None:
+        with trio.move_on_after(30) as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(run_decoder, decode, HUGE)
+                await trio.to_thread.run_sync(begun.wait)
+                scope.cancel()
+
+    await trio.to_thread.run_sync(trio.run, leave)
+    may_go_on.set()
+    assert await trio.to_thread.run_sync(ended.wait, 30)
 
 
 async def test_a_large_body_that_is_refused_says_why() -> None:

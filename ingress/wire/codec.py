@@ -22,7 +22,7 @@ from attrs import frozen
 from ..errors import DeserializationError, GenerateError, PluginError
 from .guards import MAX_BODY_DEPTH as MAX_BODY_DEPTH
 from .guards import MAX_BODY_NODES as MAX_BODY_NODES
-from .guards import check_json_body, check_msgpack_keys, check_msgpack_value, has_exponent
+from .guards import check_json_body, check_msgpack_keys, check_msgpack_value, end_step, has_exponent
 from .guards import check_msgpack_size as check_msgpack_size
 from .messages import Annotated, ErrorEvent
 from .plain import to_json_plain, to_msgpack_plain
@@ -259,6 +259,7 @@ def _uncollected(decode: Callable[[bytes], Any], body: bytes) -> Any:
 
     Of threads that overlap the first to come switches the collector on again, which costs the others time and no more.
     """
+    end_step()
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections.abc import Callable
+from contextvars import ContextVar
 from itertools import accumulate
 from math import isfinite
 from typing import Any
@@ -37,6 +39,16 @@ _FEW_ENTRIES = 255
 _HEAD = 16 * 1024
 
 
+between_steps: ContextVar[Callable[[], None] | None] = ContextVar("between_steps", default=None)
+"""What is called between the steps of a large body, each of which lets no other thread run; by default nothing."""
+
+
+def end_step() -> None:
+    """Have others run, where somebody has seen to that."""
+    if (call := between_steps.get()) is not None:
+        call()
+
+
 # -- JSON ------------------------------------------------------------------------------------------------------------
 
 
@@ -48,14 +60,22 @@ def check_json_body(body: bytes) -> bool:
     Raises:
         DeserializationError: above ``MAX_BODY_DEPTH`` levels or ``MAX_BODY_NODES`` values.
     """
-    opened = body.count(b"[") + body.count(b"{")
+    opened = body.count(b"[")
+    end_step()
+    opened += body.count(b"{")
     if len(body) <= _NEVER_HEAVY:
         if opened > MAX_BODY_DEPTH:
             _check_structure(body, opened, 0)
         return has_exponent(body)
+    end_step()
     signs = body.translate(_NUMBER_SIGNS)
+    end_step()
     commas = body.count(b",")
-    weight = commas + _OF_CONTAINER * opened + _OF_KEY * body.count(b":") + _weigh_numbers(signs, commas)
+    end_step()
+    weight = commas + _OF_CONTAINER * opened + _OF_KEY * body.count(b":")
+    end_step()
+    weight += _weigh_numbers(signs, commas)
+    end_step()
     if opened > MAX_BODY_DEPTH or weight > MAX_BODY_NODES:  # perhaps by what its strings hold
         _check_structure(body, opened, weight)
     return b"0e" in signs and has_exponent(body)
@@ -66,10 +86,18 @@ def _check_structure(body: bytes, opened: int, weight: int) -> None:
         raise DeserializationError(f"request too deeply nested: more than {MAX_BODY_DEPTH} levels")
     # No value and no key is without one of these.
     structure = _outside_strings(body, body.count(b",") + opened)
+    end_step()
     if weight > MAX_BODY_NODES:
         commas = structure.count(b",")
-        weight = commas + _OF_CONTAINER * _count_any(structure, b"[{") + _OF_KEY * structure.count(b":")
-        weight += _weigh_numbers(structure.translate(_NUMBER_SIGNS), commas)
+        end_step()
+        weight = commas + _OF_CONTAINER * _count_any(structure, b"[{")
+        end_step()
+        weight += _OF_KEY * structure.count(b":")
+        end_step()
+        signs = structure.translate(_NUMBER_SIGNS)
+        end_step()
+        weight += _weigh_numbers(signs, commas)
+        end_step()
         if weight > MAX_BODY_NODES:
             raise DeserializationError(f"request too large: more than {MAX_BODY_NODES} values")
     if opened > MAX_BODY_DEPTH and _depth(structure) > MAX_BODY_DEPTH:
@@ -101,6 +129,7 @@ def _weigh_numbers(signs: bytes, commas: int) -> int:
     """Weigh what numbers cost beside being values, given JSON whose digits are all zeros."""
     runs = signs.count(_SOME_DIGITS)
     weight = _OF_SOME_DIGITS * runs
+    end_step()
     if runs:
         weight += _OF_MANY_DIGITS * signs.count(_MANY_DIGITS)
     if 2 * commas >= MAX_BODY_NODES:  # there are no more exponents than values
@@ -119,11 +148,16 @@ def _outside_strings(body: bytes, counted: int) -> bytes:
     # (64 KiB took 23 s); these are four passes of memchr. With the escaped backslashes and then the escaped quotes
     # gone, the quotes left are those that open and close strings. A backslash outside a string would mislead this, but
     # only from there on, and the decoder stops there.
-    text = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    text = body.replace(b"\\\\", b"")
+    end_step()
+    text = text.replace(b'\\"', b"")
+    end_step()
     if text.count(b'"') > min(4 * counted, 2 * MAX_BODY_NODES) + 2:
         # Between two values stands a comma or a bracket, and a value has at most a key and itself as strings.
         raise DeserializationError("request too large or no JSON: more strings than places for them")
-    return b"".join(text.split(b'"')[::2])
+    pieces = text.split(b'"')[::2]
+    end_step()
+    return b"".join(pieces)
 
 
 def _count_any(text: bytes, wanted: bytes) -> int:
@@ -136,6 +170,7 @@ _NO_BRACKETS = bytes(char for char in range(256) if char not in b"[]{}")
 
 def _depth(structure: bytes) -> int:
     steps = structure.translate(_STEPS, _NO_BRACKETS)
+    end_step()
     if len(steps) > 2 * steps.count(1):
         raise DeserializationError("not JSON: more brackets close than open")
     return max(accumulate(memoryview(steps).cast("b")), default=0)
