@@ -17,10 +17,15 @@ def printable(text: object, limit: int = CLIP) -> str:
     The limit holds for what comes out: one escaped character may be ten long.
     """
     raw = str(text)
-    shown = raw[:limit]
-    if not (shown.isascii() and shown.isprintable()):
-        shown = "".join(c if _is_harmless(c) else c.encode("unicode_escape").decode("ascii") for c in shown)
+    shown = escaped(raw[:limit])
     return shown if len(raw) <= limit and len(shown) <= limit else f"{shown[:limit]}…({len(raw)} characters)"
+
+
+def escaped(text: str) -> str:
+    """Return the whole text with what :func:`printable` escapes."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if _is_harmless(c) else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def quoted(text: object, limit: int = CLIP) -> str:

@@ -9,14 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from ingress import __version__
 from ingress.cli import main
 from ingress.cli._app import VERBS, make_app
+from ingress.cli._errors import CommandError, print_error
 from ingress.cli._options import DiscoveryOptions, check_endpoint, parse_pairs
 from ingress.cli._payloads import json_line, read_request, text_of
 from ingress.cli._serve import pair_endpoints
 from ingress.cli._worker_options import DEFAULT_WORKER, WorkerOptions
+from ingress.wire.records import EndpointId, InstanceRecord
 
 CAPTURES = Path(__file__).parent / "captures"
 
@@ -283,6 +286,28 @@ def test_calling_nobody_says_who_is_there(capsys: pytest.CaptureFixture[str], tm
     code, lines = complaint(capsys, "call", "demo.backend.generate", "--file-kv", str(tmp_path / "kv"))
     assert code == 1
     assert lines[:2] == ["error: nobody serves demo.backend.generate", f"  why: file {tmp_path / 'kv'} knows no worker"]
+
+
+@pytest.mark.parametrize("verb", ["call", "bench"])
+def test_k02_a_record_whose_host_holds_escapes_is_passed_over_and_told_of(
+    verb: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    store = tmp_path / "kv" / "v1" / "instances"
+    store.mkdir(parents=True)
+    for number, host in enumerate(("a\x1b[31mb", "\x00", "\u2028", "\x9b\u202e")):
+        record = InstanceRecord(EndpointId("demo", "backend", "generate"), number, {"tcp": f"{host}:9/x"})
+        (store / record.file_name).write_bytes(record.encode())
+    code, lines = complaint(capsys, verb, "demo.backend.generate", "--file-kv", str(tmp_path / "kv"))
+    assert code == 1
+    assert sum("is skipped" in line for line in lines) == 4
+    assert all(line.isprintable() for line in lines)
+    assert "error: nobody serves demo.backend.generate" in lines
+
+
+def test_an_error_shows_what_others_wrote_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    error = CommandError("a\x1b[31mb", "\x9b\u202e\u200b", "two\n lines")
+    print_error(error, Console(stderr=True))
+    assert capsys.readouterr().err == "error: a\\x1b[31mb\n  why: \\x9b\\u202e\\u200b\n  try: two lines\n"
 
 
 # -- ls, plugins, decode ----------------------------------------------------------------------------------------------

@@ -84,6 +84,16 @@ async def test_requests_share_one_connection_and_acks_answer_them_in_order() -> 
         assert acceptor.network.connections_to(5001) == 1
 
 
+async def test_what_is_said_of_a_connection_has_its_address_escaped() -> None:
+    network = MemoryNetwork()
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(NotAccepted) as caught:
+            await RequestConnections(nursery, network).push(("a\x1b[31m\u202e", 9), frame(1))
+        nursery.cancel_scope.cancel()
+    assert str(caught.value).isprintable()
+    assert "a\\x1b[31m\\u202e:9" in str(caught.value)
+
+
 @given(st.data())
 def test_acks_cut_anywhere_answer_the_same_requests(data: st.DataObject) -> None:
     texts = data.draw(st.lists(st.sampled_from(["", "no", "Server overloaded: x"]), min_size=1, max_size=6))

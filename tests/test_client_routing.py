@@ -38,6 +38,13 @@ def turns(router: Router, known: list[Target], count: int, now: float = 0.0) -> 
     return [router.pick(GENERATE, known, now=now).record.instance_id for _ in range(count)]
 
 
+@pytest.mark.parametrize("tcp", ["a\x1b[31mb:9/x", "\x00:9/x", "\u2028:9/x", ":9/x", "a:0/x", "a:1\x1b/x"])
+def test_a_record_that_names_no_host_cannot_be_called_and_its_complaint_can_be_printed(tcp: str) -> None:
+    readable, (complaint,) = readable_targets([record(1, tcp)])
+    assert readable == []
+    assert complaint.isprintable()
+
+
 def test_round_robin_takes_every_instance_in_turn() -> None:
     assert turns(Router(), targets(3, 1, 2), 7) == [1, 2, 3, 1, 2, 3, 1]
 

@@ -274,7 +274,9 @@ records = st.builds(
     InstanceRecord,
     st.builds(EndpointId, names, names, names),
     st.integers(0, 2**64 - 1),
-    st.dictionaries(st.sampled_from(["tcp", "nats_tcp"]), st.text(max_size=40)),
+    st.fixed_dictionaries(
+        {}, optional={"tcp": st.text(max_size=40).map("127.0.0.1:1/{}".format), "nats_tcp": st.text(max_size=40)}
+    ),
     st.sampled_from([None, "json", "msgpack"]),
 )
 

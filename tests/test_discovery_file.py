@@ -762,6 +762,7 @@ def put_junk(disk: ShakyDisk) -> dict[str, str]:
         "new\nline": (good, "holds key"),
         "x" * 250: (good, "file"),
         "\udcff\udcfe": (good, "holds key"),
+        "host": (good.replace(b"127.0.0.1:", b"a\\u001b[31mb:"), "names no host"),
         "traversal": (good.replace(b'"demo"', b'"../../demo"'), "must match"),
     }
     for name, (content, _) in contents.items():

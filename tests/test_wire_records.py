@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ingress.errors import DeserializationError
 from ingress.testing import _strategies as wire
+from ingress.wire.addresses import is_host
 from ingress.wire.records import MAX_RECORD_SIZE, EndpointId, InstanceRecord, ModelRecord, check_name
 
 RECORD = InstanceRecord(EndpointId("demo", "backend", "generate"), 0x10, {"tcp": "127.0.0.1:1/10/generate"})
@@ -91,6 +92,36 @@ def test_k02_what_is_no_record_is_a_deserialization_error(raw: bytes) -> None:
     with pytest.raises(DeserializationError, match="discovery record") as caught:
         InstanceRecord.decode(raw)
     assert len(str(caught.value)) < 300
+
+
+# None of these is the name or the address of a host; some would be shown in errors, others stop a resolver.
+NO_HOSTS = [
+    "a\x1b[31mb", "", "a\nforged", "\x00", "\x9b", "\u202e", "\u2028", "127.0.0.1 ", "a..b", ".a", "-a", "a/b", "é",
+    "x" * 64, "x." * 127 + "x", "[::1", "::1]", "[]", "[127.0.0.1]", "[::g]", "::1%", "::1%\x1b", "::1%" + "x" * 16,
+]  # fmt: skip
+HOSTS = [
+    "10", "127.0.0.1", "::1", "[::1]", "[fe80::1%eth0]", "fd00::5", "worker-0.workers.svc.cluster.local", "a_b", "a.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("host", [host for host in NO_HOSTS if "/" not in host])
+def test_k02_a_record_whose_address_names_no_host_is_no_record(host: str) -> None:
+    with pytest.raises(DeserializationError, match="names no host") as caught:
+        InstanceRecord.decode(changed(transport={"tcp": f"{host}:9/x"}))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_names_and_addresses_of_hosts_may_stand_in_a_record(host: str) -> None:
+    assert is_host(host)
+    record = InstanceRecord.decode(changed(transport={"tcp": f"{host}:9/any \x1b path"}))
+    assert record.tcp_target == (f"{host}:9", "any \x1b path")
+
+
+@pytest.mark.parametrize("host", NO_HOSTS)
+def test_what_is_no_host_is_told_from_hosts(host: str) -> None:
+    assert not is_host(host)
 
 
 @given(st.binary(max_size=100) | wire.instance_records().map(lambda record: record.encode()[:-7]))

@@ -45,7 +45,10 @@ def print_error(error: CommandError, console: Console) -> None:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    from .._text import escaped
+
+    # Nearly everything here may quote what somebody else wrote: an address of a record, an answer, a file.
+    return escaped(" ".join(text.split()))
 
 
 def nearest(word: str, known: Sequence[str], *, cutoff: float = 0.6) -> str | None:

@@ -54,7 +54,7 @@ class RequestConnection:
     def __init__(
         self, network: Network, address: Address, *, connect_timeout: float, ack_timeout: float, idle_ttl: float
     ) -> None:
-        self.name = join_host_port(*address)
+        self.name = printable(join_host_port(*address))
         self.idle_since = trio.current_time()
         self._network = network
         self._address = address

@@ -12,6 +12,7 @@ from typing import Literal, cast, get_args
 from attrs import frozen
 
 from ..errors import DeserializationError, IngressError, NoDialBack, NoInstances, Overloaded, PluginError, Unavailable
+from ..wire.addresses import is_host
 from ..wire.codec import PayloadCodec, codec_named
 from ..wire.messages import CodecName, ErrorEvent
 from ..wire.records import EndpointId, InstanceRecord
@@ -51,7 +52,8 @@ class Target:
         """
         address, path = record.tcp_target
         host, _, port = address.rpartition(":")
-        if not host or not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536):
+        # Records that a file did not hold have not been read with the eyes of a stranger.
+        if not is_host(host) or not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536):
             raise DeserializationError(f"record {record.key}: {address[:100]!r} is no host:port")
         name = codec_named(codec or record.request_plane_codec or "json").name
         host = host.removeprefix("[").removesuffix("]")

@@ -1,7 +1,7 @@
-"""Dial-back addresses: a strict grammar, decided by ``ipaddress`` and never by a resolver.
+"""Addresses that others name: a strict grammar, decided by ``ipaddress`` and never by a resolver.
 
-Accepted are ``a.b.c.d:port``, ``[v6]:port``, and a bare IPv6 address split at its last colon, which released callers
-from 1.1.1 to 1.5.1 write. Source: docs/wire.md §3.
+Of dial-backs are accepted ``a.b.c.d:port``, ``[v6]:port``, and a bare IPv6 address split at its last colon, which
+released callers from 1.1.1 to 1.5.1 write; records may name hosts besides. Source: docs/wire.md §3, §7.
 """
 
 from __future__ import annotations
@@ -59,6 +59,25 @@ def parse_host_name(text: str) -> HostName | None:
     if match is None or not 1 <= int(match["port"]) <= 65535:
         return None
     return HostName(match["host"], int(match["port"]))
+
+
+# What resolvers take is more than RFC 1123 allows: names with underscores are about. A zone is that of an interface.
+_ANY_LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_RECORD_NAME = re.compile(rf"(?=.{{1,254}}$)(?:{_ANY_LABEL}\.)*{_ANY_LABEL}\.?", re.ASCII)
+_RECORD_IPV6 = re.compile(r"(?P<ip>[0-9A-Fa-f:.]+)(?:%[A-Za-z0-9._-]{1,15})?", re.ASCII)
+
+
+def is_host(text: str) -> bool:
+    """Tell whether a text is an IP address, IPv6 with or without brackets, or might be a host's name."""
+    if _RECORD_NAME.fullmatch(text):
+        return True
+    match = _RECORD_IPV6.fullmatch(text[1:-1] if text[:1] + text[-1:] == "[]" else text)
+    if match is None:
+        return False
+    try:
+        return ipaddress.ip_address(match["ip"]).version == 6
+    except ValueError:
+        return False
 
 
 def parse_address(text: str) -> SocketAddress:

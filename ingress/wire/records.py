@@ -16,6 +16,7 @@ import msgspec
 from attrs import field, frozen
 
 from ..errors import DeserializationError
+from .addresses import is_host
 from .messages import exceeds_depth
 
 # A record has some 250 bytes, and one of a model some 2,000; what is larger is neither.
@@ -231,6 +232,11 @@ def _checked_transport(transport: Mapping[str, Any]) -> dict[str, str]:
     size = sum(len(kind) + len(address) for kind, address in kept.items())
     if size > MAX_TRANSPORT_SIZE:
         raise ValueError(f"transport of {size} characters exceeds {MAX_TRANSPORT_SIZE}")
+    if (target := kept.get("tcp")) is not None:
+        address = target.partition("/")[0]
+        host, colon, _ = address.rpartition(":")
+        if not is_host(host if colon else address):
+            raise ValueError(f"tcp address {address[:100]!r} names no host")
     return kept
 
 
