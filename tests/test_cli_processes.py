@@ -337,6 +337,27 @@ def test_text_joins_the_words_and_a_summary_comes_with_v(
     assert re.search(r"5 chunks · first \d+\.\d ms · .* · instance [0-9a-f]+\n$", captured.err)
 
 
+# What a terminal would obey: colours, a title, a return, an 8-bit CSI, a line of its own, and the other direction.
+HOSTILE = "x\x1b[31m\x1b]0;pwn\x07\r\x9b31m\u2028\u202e"
+
+
+@pytest.mark.parametrize("flags", [(), ("--text",)])
+def test_a_terminal_is_given_nothing_to_obey_by_items(
+    flags: tuple[str, ...], served: Served, store: Path, tmp_path: Path
+) -> None:
+    arguments = ("call", "echo", "-d", json.dumps(f"{HOSTILE}end"), *flags, "--file-kv", str(store))
+    with terminal(*arguments, cwd=tmp_path) as (_, read_until):
+        shown = read_until("end").replace("\r\n", "")
+        assert shown.isprintable()
+        assert "x\\x1b[31m" in shown or "x\\u001b[31m" in shown
+
+
+def test_text_into_a_pipe_is_as_it_came(served: Served, store: Path, tmp_path: Path) -> None:
+    command = [*INGRESS, "call", "echo", "-d", json.dumps(HOSTILE), "--text", "--file-kv", str(store)]
+    finished = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment(), timeout=PATIENCE)
+    assert finished.stdout == f"{HOSTILE}\n".encode()
+
+
 def test_a_request_comes_from_standard_input(served: Served, store: Path, tmp_path: Path) -> None:
     finished = subprocess.run(
         [*INGRESS, "call", "demo.backend.echo", "-d", "-", "--file-kv", str(store)],

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -16,7 +17,7 @@ from ingress.cli import main
 from ingress.cli._app import VERBS, make_app
 from ingress.cli._errors import CommandError, print_error
 from ingress.cli._options import DiscoveryOptions, check_endpoint, parse_pairs
-from ingress.cli._payloads import json_line, read_request, text_of
+from ingress.cli._payloads import json_line, print_document, read_request, text_for, text_of
 from ingress.cli._serve import pair_endpoints
 from ingress.cli._worker_options import DEFAULT_WORKER, WorkerOptions
 from ingress.wire.records import EndpointId, InstanceRecord
@@ -280,6 +281,31 @@ def test_text_is_taken_from_where_items_have_it() -> None:
 
 def test_an_item_is_one_line_whatever_it_holds() -> None:
     assert json_line({"text": "a\nb", 1: b"\xff"}) == b'{"text":"a\\nb","1":"/w=="}\n'
+
+
+NOT_TEXT = "\x7f\x80\x9b\x9f\u061c\u200e\u200f\u2028\u2029\u202a\u202e\u2066\u2069"
+
+
+def test_json_shows_control_and_bidi_characters_escaped_and_means_the_same(capfdbinary: Any) -> None:
+    item = {f"k{NOT_TEXT}": f"\x1b[31m{NOT_TEXT}ä\U0001f469\u200d\U0001f4bb"}
+    line = json_line(item).decode()
+    assert json.loads(line) == item
+    assert not set(line) & set(NOT_TEXT)
+    assert "\\u009b" in line
+    assert "ä\U0001f469\u200d\U0001f4bb" in line
+    print_document(item)
+    document = capfdbinary.readouterr().out.decode()
+    assert json.loads(document) == item
+    assert not set(document) & set(NOT_TEXT)
+
+
+def test_text_for_a_terminal_keeps_only_what_is_text() -> None:
+    text = f"\x1b]0;pwn\x07\r\n\t{NOT_TEXT}ä\U0001f469\u200d\U0001f4bb\ud800"
+    assert text_for(text, is_terminal=False) == text.encode(errors="replace")
+    shown = text_for(text, is_terminal=True).decode()
+    assert shown.startswith("\\x1b]0;pwn\\x07\\r\n\t\\x7f\\x80\\x9b")
+    assert shown.endswith("\\u2069ä\U0001f469\u200d\U0001f4bb?")
+    assert not set(shown) & set(NOT_TEXT)
 
 
 def test_calling_nobody_says_who_is_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

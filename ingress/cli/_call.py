@@ -41,7 +41,7 @@ from ._options import (
     check_endpoint,
     parse_pairs,
 )
-from ._payloads import json_line, text_of, write
+from ._payloads import json_line, text_for, write
 from ._tls_options import DEFAULT_SECURITY, SecurityOptions
 from ._worker_options import check_seconds
 
@@ -100,7 +100,7 @@ def call(
     bidi
         Call a bidirectional endpoint with the lines of standard input.
     text
-        Print the text of the items, joined, instead of JSON lines.
+        Print the text of the items, joined, instead of JSON lines; to a terminal with its control characters escaped.
     stop_after
         Ask the worker to stop after this many items.
     timeout
@@ -182,10 +182,11 @@ def _open(client: Client, options: CallOptions) -> AbstractAsyncContextManager[R
 
 
 async def _print_items(responses: ResponseStream | BidirectionalStream, options: CallOptions, tally: Tally) -> None:
+    is_terminal = sys.stdout.isatty()
     try:
         async for item in responses:
             tally.count(trio.current_time())
-            write(text_of(item).encode(errors="replace") if options.is_text else json_line(item))
+            write(text_for(item, is_terminal=is_terminal) if options.is_text else json_line(item))
             if tally.items == options.stop_after:
                 break
         else:

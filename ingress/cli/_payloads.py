@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,28 @@ def text_of(item: Any) -> str:
 
 
 def json_line(item: Any) -> bytes:
-    """Return the item as one line of JSON; what only msgpack can hold becomes text."""
-    return msgspec.json.encode(item, enc_hook=str) + b"\n"
+    """Return the item as one line of JSON that shows as one; what only msgpack can hold becomes text."""
+    return _json_escaped(msgspec.json.encode(item, enc_hook=str)) + b"\n"
+
+
+# What terminals obey and readers of lines may take for an end, as far as it is no text: C0 but for tab and line feed,
+# DEL, C1, the separators of Unicode, and what turns the direction of writing. A joiner inside an emoji is text.
+_COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def _json_escaped(document: bytes) -> bytes:
+    """Escape what JSON leaves as it is; outside of strings there is none of it."""
+    if document.isascii() and b"\x7f" not in document:
+        return document
+    return _COMMANDS.sub(lambda match: f"\\u{ord(match[0]):04x}", document.decode()).encode()
+
+
+def text_for(item: Any, *, is_terminal: bool) -> bytes:
+    """Return what an item says; a terminal is shown what it would obey, and everything else gets it as it is."""
+    text = text_of(item)
+    if is_terminal:
+        text = _COMMANDS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    return text.encode(errors="replace")
 
 
 def write(raw: bytes) -> None:
@@ -84,4 +105,4 @@ def write(raw: bytes) -> None:
 
 def print_document(document: Any) -> None:
     """Write a whole JSON document to standard output, for people and programs alike."""
-    write(msgspec.json.format(msgspec.json.encode(document, enc_hook=str), indent=2) + b"\n")
+    write(_json_escaped(msgspec.json.format(msgspec.json.encode(document, enc_hook=str), indent=2)) + b"\n")
