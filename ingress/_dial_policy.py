@@ -48,7 +48,7 @@ class DialPolicy:
 
         Args:
             peer_host: where the request came from, None where the plane cannot tell.
-            own_addresses: this worker's own listeners, which it never dials.
+            own_addresses: this worker's own listeners, which it never dials, whatever is allowed.
 
         Raises:
             DialBackRefused: it may not.
@@ -63,38 +63,44 @@ class DialPolicy:
         peer_host: str | None,
         own_addresses: Collection[tuple[str, int]],
     ) -> None:
+        _check_not_own(address, ip, own_addresses)
         # An entry that names exactly this address lifts the rules that hold otherwise.
         is_named = any(network.prefixlen == network.max_prefixlen and ip in network for network in self.allow)
         if not is_named:
-            self._check_always_denied(address, ip, own_addresses)
+            _check_not_reserved(address, ip)
         if any(ip in network for network in self.deny):
             raise DialBackRefused(f"dial-back address {address.host} is denied by dial_deny", reason="denied")
         if self.name == "peer" and not is_named:
-            _check_peer(ip, peer_host)
+            _check_peer(address, ip, peer_host)
         if self.name == "cidr" and not any(ip in network for network in self.allow):
             raise DialBackRefused(f"dial-back address {address.host} lies in none of dial_allow", reason="policy")
 
-    def _check_always_denied(
-        self, address: SocketAddress, ip: IpAddress, own_addresses: Collection[tuple[str, int]]
-    ) -> None:
-        if ip.is_unspecified or ip.is_multicast or ip.is_link_local or str(ip) == "255.255.255.255":
+
+def _check_not_reserved(address: SocketAddress, ip: IpAddress) -> None:
+    if ip.is_unspecified or ip.is_multicast or ip.is_link_local or str(ip) == "255.255.255.255":
+        raise DialBackRefused(
+            f"dial-back address {address.host} is unspecified, multicast, broadcast or link-local", reason="reserved"
+        )
+    if address.port < LOWEST_PORT:
+        raise DialBackRefused(f"dial-back port {address.port} is below {LOWEST_PORT}", reason="reserved")
+
+
+def _check_not_own(address: SocketAddress, ip: IpAddress, own_addresses: Collection[tuple[str, int]]) -> None:
+    """Whatever is allowed, no caller has a listener there: the system gave the port to us."""
+    for own_host, own_port in own_addresses:
+        if address.port == own_port and _is_own(ip, own_host):
             raise DialBackRefused(
-                f"dial-back address {address.host} is unspecified, multicast, broadcast or link-local",
-                reason="reserved",
+                f"dial-back address {address.host}:{address.port} is this worker's own", reason="reserved"
             )
-        if address.port < LOWEST_PORT:
-            raise DialBackRefused(f"dial-back port {address.port} is below {LOWEST_PORT}", reason="reserved")
-        for own_host, own_port in own_addresses:
-            if address.port == own_port and _is_own(ip, own_host):
-                raise DialBackRefused(
-                    f"dial-back address {address.host}:{address.port} is this worker's own", reason="reserved"
-                )
 
 
-def _check_peer(ip: IpAddress, peer_host: str | None) -> None:
+def _check_peer(address: SocketAddress, ip: IpAddress, peer_host: str | None) -> None:
     if peer_host is None:
         raise DialBackRefused("dial policy peer needs a request plane that knows its peers; use cidr", reason="policy")
-    peer = unwrap(ipaddress.ip_address(peer_host.partition("%")[0]))
+    literal = ipaddress.ip_address(peer_host.partition("%")[0])
+    if address.ip == literal:  # back where it came from: what is inside of the address came along
+        return
+    peer = unwrap(literal)
     if ip != peer and not (is_of_this_host(ip) and is_of_this_host(peer)):
         raise DialBackRefused(f"dial-back address {ip} is not that of the requesting peer {peer}", reason="policy")
 

@@ -80,6 +80,53 @@ def test_d03_the_policies_allow_what_their_table_says(
     assert is_allowed(DialPolicy(name), address, peer_host) is allowed
 
 
+# How 169.254.169.254 and 10.1.2.3 may stand in IPv6 addresses that somebody forwards to them.
+FORMS = [
+    ("::ffff:169.254.169.254", "::ffff:10.1.2.3"),  # mapped
+    ("::169.254.169.254", "::10.1.2.3"),  # compatible
+    ("::ffff:0:169.254.169.254", "::ffff:0:10.1.2.3"),  # translated
+    ("2002:a9fe:a9fe::1", "2002:a01:203::1"),  # 6to4
+    ("64:ff9b::a9fe:a9fe", "64:ff9b::a01:203"),  # NAT64
+    ("64:ff9b:1::a9fe:a9fe", "64:ff9b:1::a01:203"),  # NAT64 of one's own, as in RFC 8215
+    ("64:ff9b:1:ffff::a9fe:a9fe", "64:ff9b:1:ffff::a01:203"),
+    ("64:ff9b:1:a9fe:a9:fe00::", "64:ff9b:1:a01:2:300::"),  # with prefixes of 48, 56 and 64 bits
+    ("64:ff9b:1:a9:fe:a9fe::", "64:ff9b:1:a:1:203::"),
+    ("64:ff9b:1:7:a9:fea9:fe00:0", "64:ff9b:1:7:a:102:300:0"),
+    ("2001:0:c000:201:0:7fff:5601:5601", "2001:0:c000:201:0:7fff:f5fe:fdfc"),  # Teredo: the client, inverted
+    ("2001:0:a9fe:a9fe:0:7fff:3fff:fdfe", "2001:0:a01:203:0:7fff:3fff:fdfe"),  # and the server
+    ("2001:db8::5efe:a9fe:a9fe", "2001:db8::200:5efe:a01:203"),  # ISATAP
+]
+
+
+@pytest.mark.parametrize(("metadata", "private"), FORMS)
+def test_d03_ipv4_inside_ipv6_is_checked_in_every_form(metadata: str, private: str) -> None:
+    everything = ["0.0.0.0/0", "::/0"]
+    for policy in (DialPolicy("any"), DialPolicy("cidr", allow=everything), DialPolicy("cidr", allow=["::/0"])):
+        assert not is_allowed(policy, f"[{metadata}]:8000", PEER)
+    assert is_allowed(DialPolicy("any"), f"[{private}]:8000", PEER)
+    assert is_allowed(DialPolicy("cidr", allow=everything), f"[{private}]:8000", PEER)
+    assert not is_allowed(DialPolicy("cidr", allow=["::/0"]), f"[{private}]:8000", PEER)
+    assert not is_allowed(DialPolicy("cidr", allow=everything, deny=["10.0.0.0/8"]), f"[{private}]:8000", PEER)
+    assert not is_allowed(DialPolicy(), f"[{private}]:8000", PEER)
+    assert not is_allowed(DialPolicy("any"), f"[{private}]:8000", PEER, [("10.1.2.3", 8000)])
+
+
+def test_d03_the_forms_of_loopback_are_not_this_hosts() -> None:
+    forms = ["::127.0.0.1", "::ffff:0:127.0.0.1", "64:ff9b:1::7f00:1", "2001:0:c000:201:0:7fff:80ff:fffe"]
+    assert not any(is_allowed(DialPolicy(), f"[{form}]:5000", peer) for form in forms for peer in ("127.0.0.1", PEER))
+
+
+@pytest.mark.parametrize("literal", [private for _, private in FORMS])
+def test_back_where_a_request_came_from_is_allowed_whatever_is_inside_of_the_address(literal: str) -> None:
+    assert is_allowed(DialPolicy(), f"[{literal}]:5000", literal)
+
+
+def test_addresses_without_ipv4_inside_are_their_only_form() -> None:
+    for text in ("192.0.2.1:1", "[::1]:1", "[::]:1", "[2001:db8::1]:1", "[fd00::1]:1"):
+        address = parse_address(text)
+        assert address.forms == {address.ip}
+
+
 def test_cidr_allows_what_lies_in_allow_and_not_in_deny() -> None:
     policy = DialPolicy("cidr", allow=["10.0.0.0/8", "2001:db8:7::/48"], deny=["10.1.0.0/16"])
     assert is_allowed(policy, "10.0.0.9:5000", None)
@@ -97,6 +144,14 @@ def test_an_exact_entry_lifts_what_is_always_denied_and_deny_still_wins(name: An
     assert not is_allowed(policy, "169.254.169.253:8080", PEER)
     denied = DialPolicy(name, allow=["169.254.169.254/32"], deny=["169.254.0.0/16"])
     assert not is_allowed(denied, "169.254.169.254:80", PEER)
+
+
+@pytest.mark.parametrize("name", ["peer", "cidr", "any"])
+def test_no_entry_lifts_the_rule_for_the_workers_own_listeners(name: Any) -> None:
+    policy = DialPolicy(name, allow=["127.0.0.1/32", "127.0.0.0/8"])
+    assert is_allowed(policy, "127.0.0.1:80", PEER), "an entry names a host and all its ports"
+    assert is_allowed(policy, "127.0.0.1:7001", PEER, [("127.0.0.1", 7000)])
+    assert not is_allowed(policy, "127.0.0.1:7000", PEER, [("127.0.0.1", 7000)])
 
 
 def test_a_network_that_contains_an_address_does_not_name_it() -> None:

@@ -16,7 +16,19 @@ from ..errors import DialBackRefused
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _ADDRESS = re.compile(r"(?:\[(?P<bracketed>[0-9A-Fa-f:.]+)\]|(?P<bare>[0-9A-Fa-f:.]+)):(?P<port>[0-9]{1,5})", re.ASCII)
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+# Prefixes behind which 32 bits of IPv4 stand last: the well-known one of NAT64 (RFC 6052), IPv4-compatible (RFC 4291
+# §2.5.5.1, deprecated and still routed), IPv4-translated (RFC 7915).
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_IPV4_LAST = (_NAT64, ipaddress.IPv6Network("::/96"), ipaddress.IPv6Network("::ffff:0:0:0/96"))
+
+# NAT64 of one's own (RFC 8215), where prefixes of several lengths may be: the first bits of IPv4 for each of them, but
+# for the eight bits from 64 on, which are skipped, and how many bits after them are zero (RFC 6052 §2.2).
+_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
+_RFC6052 = ((48, 40), (56, 32), (64, 24))
+
+# The middle of an interface identifier before 32 bits of IPv4 (RFC 5214 §6.1).
+_ISATAP = (0x0000_5EFE, 0x0200_5EFE)
 
 
 @frozen
@@ -34,8 +46,8 @@ class SocketAddress:
 
     @property
     def forms(self) -> frozenset[IpAddress]:
-        """The address and the IPv4 address inside a 6to4 or NAT64 form: what is dialled, and where it leads."""
-        return frozenset({self.ip, unwrap(self.ip)})
+        """The address and the IPv4 addresses inside of it: what is dialled, and where that may lead."""
+        return frozenset({self.ip, *embedded(self.ip)})
 
 
 @frozen
@@ -101,8 +113,34 @@ def parse_address(text: str) -> SocketAddress:
     return SocketAddress(getattr(ip, "ipv4_mapped", None) or ip, port)
 
 
+def embedded(ip: IpAddress) -> frozenset[ipaddress.IPv4Address]:
+    """Return the IPv4 addresses that translators and tunnels may find in an IPv6 address and forward to."""
+    if isinstance(ip, ipaddress.IPv4Address) or ip.is_unspecified or ip.is_loopback:
+        return frozenset()
+    if ip.teredo is not None:  # relays send to both, the server and the client
+        return frozenset(ip.teredo)
+    if ip in _LOCAL_NAT64:
+        return _local_nat64(int(ip))
+    found = ip.ipv4_mapped or ip.sixtofour
+    if found is not None:
+        return frozenset({found})
+    if any(ip in network for network in _IPV4_LAST) or int(ip) >> 32 & 0xFFFF_FFFF in _ISATAP:
+        return frozenset({ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)})
+    return frozenset()
+
+
+def _local_nat64(value: int) -> frozenset[ipaddress.IPv4Address]:
+    """Read an address by every length that its prefix may have; what reads as zeros alone is left out beside others."""
+    found = {value & 0xFFFF_FFFF}
+    without_octet = value >> 64 << 56 | value & (1 << 56) - 1  # 120 bits
+    for start, zeros in _RFC6052:
+        if value & (1 << zeros) - 1 == 0:
+            found.add(without_octet >> 120 - start - 32 & 0xFFFF_FFFF)
+    return frozenset(map(ipaddress.IPv4Address, found - {0} or {0}))
+
+
 def unwrap(ip: IpAddress) -> IpAddress:
-    """Return the IPv4 address that an IPv6 form stands for, or the address itself."""
+    """Return the IPv4 address that an IPv6 form of a peer's address stands for, or the address itself."""
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
             return ip.ipv4_mapped
