@@ -54,8 +54,14 @@ class DialGuard:
         self._tallies = Tallies() if tallies is None else tallies
         self._connects_at_once = connects_at_once
         self._lookups = trio.CapacityLimiter(_MAX_LOOKUPS)
+        self._neighbours: dict[str, tuple[str, int]] = {}
         # A caller has one listener for all its streams; what was refused is looked at each time.
         self._allowed = functools.lru_cache(maxsize=_MAX_REMEMBERED)(self._read_allowed)
+
+    def keep_from(self, neighbour: str, address: tuple[str, int]) -> None:
+        """Never dial this listener either, another process's; it takes the place of the neighbour's one before."""
+        self._neighbours[neighbour] = address
+        self._allowed.cache_clear()
 
     def check(
         self, peer_host: str | None, request_id: str, stream: StreamAddress, stream_type: StreamType
@@ -100,7 +106,7 @@ class DialGuard:
         addresses = [parse_address(join_host_port(host, port)) for host, port in ends]
         try:
             for address in addresses:
-                self._policy.check(address, peer_host=peer_host, own_addresses=self._own_addresses)
+                self._check_policy(address, peer_host)
                 self._check_failing(address)
         except DialBackRefused as exc:
             self._tallies.dial_denied[exc.reason] += 1
@@ -110,8 +116,12 @@ class DialGuard:
     def _read_allowed(self, text: str, peer_host: str | None, _own_addresses: int) -> SocketAddress:
         """Read an address and check it against the policy; listeners of our own are only ever added."""
         address = parse_address(text)
-        self._policy.check(address, peer_host=peer_host, own_addresses=self._own_addresses)
+        self._check_policy(address, peer_host)
         return address
+
+    def _check_policy(self, address: SocketAddress, peer_host: str | None) -> None:
+        denied = [*self._own_addresses, *self._neighbours.values()]
+        self._policy.check(address, peer_host=peer_host, own_addresses=denied)
 
     def _check_line(self, peer_host: str | None, target: DialTarget) -> None:
         if self.limits.is_idle or self.may_connect_at_once(target):

@@ -153,6 +153,7 @@ class Worker:
         self._tallies = plane.tallies if isinstance(plane, TcpRequestPlane) else Tallies()
         self._own_addresses: list[tuple[str, int]] = []
         self._dial_policy = DialPolicy() if dial_policy is None else dial_policy
+        self._dial_guard = make_dial_guard(self._dial_policy, self._own_addresses, self._network, self._tallies)
         self._streams = DialledStreams()
         # -- what it serves --
         engines = {name: make_engine(engine) for name, engine in by_endpoint(endpoints).items()}
@@ -173,7 +174,7 @@ class Worker:
             labels=labels,
             admission=self.admission,
             open_requests=self.open_requests,
-            dial_guard=make_dial_guard(self._dial_policy, self._own_addresses, self._network, self._tallies),
+            dial_guard=self._dial_guard,
             token_guard=self._token_guard,
             limits=limits,
             max_frame_size=max_frame_size,
@@ -225,6 +226,15 @@ class Worker:
     def address(self) -> str:
         """Where callers are told to go, ``host:port`` on the TCP plane; valid while serving."""
         return self._plane.address
+
+    @property
+    def own_addresses(self) -> Sequence[tuple[str, int]]:
+        """What it listens on, and therefore never dials; whole while serving."""
+        return tuple(self._own_addresses)
+
+    def keep_from(self, neighbour: str, address: tuple[str, int]) -> None:
+        """Never dial this listener of another process either; it takes the place of the neighbour's one before."""
+        self._dial_guard.keep_from(neighbour, address)
 
     def records(self) -> list[InstanceRecord]:
         """The discovery records of this worker; valid while serving."""

@@ -11,12 +11,15 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from ingress._dial_guard import DialGuard
 from ingress._dial_limits import HURRIED_TIMEOUT, DialLimits
 from ingress._dial_policy import DialPolicy
 from ingress._network import TcpNetwork
+from ingress.errors import DialBackRefused
 from ingress.testing import MemoryNetwork
 from ingress.testing._memory import MemoryStream
 from ingress.wire.addresses import HostName, parse_address, parse_host_name
+from ingress.wire.messages import ConnectionInfo
 
 from .raw_caller import Stage, open_raw_caller, open_stage
 
@@ -290,6 +293,26 @@ async def test_old_failures_do_not_add_up_and_the_table_is_bounded(autojump_cloc
         address = parse_address(f"10.0.0.2:{port}")
         limits.record_failure(address, address, is_silent=False)
     assert len(limits._failures) <= 1024
+
+
+async def test_d03_a_neighbours_listener_is_not_dialled_also_when_it_was_before() -> None:
+    guard = DialGuard(DialPolicy("any"))
+
+    def may_dial(port: int) -> bool:
+        info = ConnectionInfo(f"127.0.0.1:{port}", "s", "r", "response").to_address()
+        try:
+            guard.check("127.0.0.1", "r", info, "response")
+        except DialBackRefused:
+            return False
+        return True
+
+    assert may_dial(7000)
+    assert may_dial(7001)
+    guard.keep_from("parent", ("127.0.0.1", 6999))
+    guard.keep_from("1.0", ("127.0.0.1", 7000))
+    assert [may_dial(port) for port in (6999, 7000, 7001)] == [False, False, True]
+    guard.keep_from("1.0", ("0.0.0.0", 7001))
+    assert [may_dial(port) for port in (6999, 7000, 7001)] == [False, True, False]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -15,8 +16,12 @@ import trio
 
 from ingress.cli import main
 from ingress.errors import IngressError
+from ingress.wire.messages import ConnectionInfo, RequestControlMessage
+from ingress.wire.records import InstanceRecord
+from ingress.wire.request_frame import AckDecoder, encode_request_frame
+from ingress.wire.two_part import encode_two_part
 
-from .fleet import ECHO, PATIENCE, Fleet, environment, is_alive, open_fleet, until, until_async
+from .fleet import ECHO, ENDPOINT, PATIENCE, Fleet, environment, is_alive, open_fleet, until, until_async
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are watched in /proc")
 
@@ -95,6 +100,62 @@ async def test_a_killed_process_is_started_again_and_the_others_streams_are_whol
         assert f'worker_id="{killed:x}"' not in text, "an instance's own series end with it"
         assert await fleet.total("dynamo_work_handler_time_to_first_response_seconds_count") == 3, "sums never fall"
         assert await fleet.end(signal.SIGTERM) == 0
+
+
+REFUSED = "Server unavailable: dial-back address refused"
+
+
+async def ask_to_dial(record: InstanceRecord, host: str, port: int) -> str:
+    """Send one request whose answer is to go to that address, and return its ack."""
+    where, path = record.tcp_target
+    info = ConnectionInfo(f"{host}:{port}", "s", "r", "response").to_address()
+    control = RequestControlMessage("r", "single_in", "many_out", info, payload_codec="json")
+    name, _, number = where.rpartition(":")
+    async with await trio.open_tcp_stream(name, int(number)) as stream:
+        await stream.send_all(encode_request_frame(path, {}, encode_two_part(control.encode(), b"1")))
+        acks = AckDecoder()
+        for _ in range(100):
+            acks.receive_data(await stream.receive_some())
+            for text in acks:
+                return text
+    raise AssertionError("no ack")
+
+
+async def test_d03_no_process_dials_its_parent_or_another_process(tmp_path: Path) -> None:
+    async with open_fleet(tmp_path) as fleet:
+
+        async def check(known: set[int]) -> None:
+            records = [record for record in fleet.client.instances(ENDPOINT) if record.instance_id in known]
+            ports = {int(record.tcp_target[0].rpartition(":")[2]) for record in records}
+            assert len(ports) == 2
+            ports.add(int(fleet.url.rpartition(":")[2]))
+            ports.update(loopback_ports(await fleet.pids()))
+            assert len(ports) == 5, "of requests and of status: two each, and the parent's"
+            for record in records:
+                assert {port: await ask_to_dial(record, "127.0.0.1", port) for port in ports} == dict.fromkeys(
+                    ports, REFUSED
+                )
+            with socket.create_server(("127.0.0.1", 0)) as caller:
+                assert await ask_to_dial(records[0], *caller.getsockname()) == ""
+
+        before = fleet.instances()
+        await check(before)
+        os.kill((await fleet.pids())[0], signal.SIGKILL)
+        await until(lambda: len(fleet.instances()) == 2 and fleet.instances() != before)
+        await until(lambda: "serves again" in fleet.said())
+        await check(fleet.instances())
+        assert await fleet.end(signal.SIGTERM) == 0
+
+
+def loopback_ports(pids: list[int]) -> set[int]:
+    """The ports that processes listen on, as the kernel knows them."""
+    inodes = set()
+    for pid in pids:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                inodes.add(str(descriptor.readlink()).removeprefix("socket:[").rstrip("]"))
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A" and row[9] in inodes}
 
 
 @pytest.mark.parametrize("reaches_all", [False, True], ids=["the parent", "the whole group, as systemd does"])

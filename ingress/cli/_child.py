@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from ._errors import EXIT_STARTUP, CommandError
-from ._parent_line import LINE_VARIABLE, NUMBER_VARIABLE, Report
+from ._parent_line import KEEP_FROM, LINE_VARIABLE, NUMBER_VARIABLE, Report
 from ._started import StartedWorker
 
 # The report names every endpoint and model.
@@ -92,6 +92,11 @@ class Child:
     def force(self, number: int) -> None:
         """Have it end at once, as by a second signal of that number."""
         self._order(b"force %d\n" % number)
+
+    def keep_from(self, neighbour: str, address: tuple[str, int]) -> None:
+        """Have it never dial that listener of another process, also before it has started."""
+        host, port = address
+        self._order(f"{KEEP_FROM} {neighbour} {port} {host}\n".encode("ascii", "replace"))
 
     def _order(self, line: bytes) -> None:
         with contextlib.suppress(OSError):

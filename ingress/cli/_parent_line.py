@@ -1,7 +1,8 @@
 """A worker process's line to the process that started it: what is reported, what is ordered, and what its end means.
 
 Both ends speak lines. The worker says once how its start went, ``{"started": …}`` or ``{"failed": …}``. The parent says
-``drain``, and ``force 15`` for the end at once. End of file is the death of the parent, however it died.
+``drain``, ``force 15`` for the end at once, and of each listener of its own and of the other processes, ``keep-from 1.0
+40123 127.0.0.1``: no request may have it dialled. End of file is the death of the parent, however it died.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ logger = logging.getLogger("ingress.cli")
 NUMBER_VARIABLE = "INGRESS_PROCESS"
 LINE_VARIABLE = "INGRESS_PROCESS_LINE"
 
-MAX_ORDER = 64
+MAX_ORDER = 128
+
+KEEP_FROM = "keep-from"
 
 # Beyond the drain's own bounds: what cancelled requests, engines and the last spans may take.
 ENDING_MARGIN = 10.0
@@ -76,6 +79,7 @@ class ParentLine:
         self._token: trio.lowlevel.TrioToken | None = None
         self._drain_time = 0.0
         self._is_reported = False
+        self._early: list[str] = []
 
     @classmethod
     def find(cls, environ: MutableMapping[str, str]) -> ParentLine | None:
@@ -140,18 +144,23 @@ class ParentLine:
         """Obey until cancelled."""
 
         def obey(order: str) -> None:
-            word, _, number = order.partition(" ")
+            word, _, rest = order.partition(" ")
             if word == "drain" and not worker.is_draining:
                 logger.info("draining: told by the parent process")
                 worker.drain()
             elif word == "orphaned" and not worker.is_draining:
                 logger.warning("draining: the parent process is gone")
                 worker.drain()
-            elif word == "force" and number.isdigit():
-                force(int(number))
+            elif word == "force" and rest.isdigit():
+                force(int(rest))
+            elif word == KEEP_FROM:
+                neighbour, port, host = rest.split(" ", 2)
+                worker.keep_from(neighbour, (host, int(port)))
 
         with self._lock:
             self._obey, self._token = obey, trio.lowlevel.current_trio_token()
+            for order in self._early:
+                obey(order)
         await trio.sleep_forever()
 
     def _listen(self) -> None:
@@ -176,6 +185,9 @@ class ParentLine:
         with self._lock:
             obey, token = self._obey, self._token
             if obey is None or token is None:
+                if order.startswith(KEEP_FROM):
+                    self._early.append(order)
+                    return
                 os._exit(EXIT_CLEAN)  # whatever the order: nothing has been announced yet
         with contextlib.suppress(trio.RunFinishedError):
             token.run_sync_soon(obey, order)

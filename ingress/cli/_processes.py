@@ -20,7 +20,7 @@ from ._errors import EXIT_CLEAN, EXIT_FAILED, usage
 from ._options import DiscoveryOptions, OutputOptions
 from ._parent_line import drain_time
 from ._process_pages import ProcessPages
-from ._started import announce
+from ._started import StartedWorker, announce
 from ._status_options import StatusFlags
 from ._supervisor import Supervisor
 from ._worker_options import WorkerOptions
@@ -105,12 +105,26 @@ class _Fleet:
             self._open_child,
             drain_time=drain_time(worker),
             passed_on=(signal.SIGUSR1, signal.SIGHUP),
+            on_serving=self._keep_others_from,
             on_ended=self._on_ended,
         )
+        self._own_address: tuple[str, int] | None = None
         self._pages = ProcessPages(self.supervisor.slots, status)
 
     async def _open_child(self, number: int) -> Child:
-        return await open_child(self._command, number)
+        child = await open_child(self._command, number)
+        if self._own_address is not None:
+            child.keep_from("parent", self._own_address)
+        for slot in self.supervisor.slots:
+            if slot.number != number and slot.latest is not None:
+                _keep_from(child, slot.number, slot.latest)
+        return child
+
+    def _keep_others_from(self, number: int, worker: StartedWorker) -> None:
+        """Have no process dial another: a request that one would refuse is as unwelcome by way of its neighbour."""
+        for slot in self.supervisor.slots:
+            if slot.number != number and slot.child is not None:
+                _keep_from(slot.child, number, worker)
 
     def _on_ended(self, number: int) -> None:
         self._pages.retire(number)
@@ -121,6 +135,7 @@ class _Fleet:
                 url = None
                 if self._status.status_port >= 0:  # first: processes that load for minutes are live all the while
                     address = await nursery.start(self._serve_pages)
+                    self._own_address = address
                     url = f"http://{join_host_port(*address)}"
                 code = await self.supervisor.serve(lambda: on_started(url))
                 nursery.cancel_scope.cancel()
@@ -131,3 +146,8 @@ class _Fleet:
         await serve_status(
             make_app(self._pages), host=status.status_host, port=status.status_port, task_status=task_status
         )
+
+
+def _keep_from(child: Child, number: int, neighbour: StartedWorker) -> None:
+    for place, address in enumerate(neighbour.listening):
+        child.keep_from(f"{number}.{place}", address)

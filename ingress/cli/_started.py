@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 
-from attrs import frozen
+from attrs import field, frozen
 
 from .._worker import Worker
 from ..abc import Discovery
@@ -44,6 +44,9 @@ class StartedWorker:
     asking: list[str]
     """What ``ingress call`` needs to call the first endpoint."""
 
+    listening: list[tuple[str, int]] = field(factory=list)
+    """Its own listeners, those of requests and of status."""
+
     @classmethod
     def of(cls, worker: Worker, engines: Mapping[str, str]) -> StartedWorker:
         """Look at a worker that serves."""
@@ -58,6 +61,7 @@ class StartedWorker:
             models={card.name: "token ids" if card.takes_tokens else "text" for card in worker.models.cards.values()},
             status=worker.status.address,
             asking=["-d", EXAMPLE_REQUEST] if first.is_unary else ["--bidi"],
+            listening=list(worker.own_addresses),
         )
 
     @property

@@ -70,6 +70,7 @@ class Supervisor:
         open_child: starts the process of that number.
         drain_time: seconds after which a process that was told to drain is killed.
         passed_on: signals that go to every process as they are.
+        on_serving: told of each process that serves, by its number.
         on_ended: told of each process that has ended, by its number.
     """
 
@@ -80,12 +81,14 @@ class Supervisor:
         *,
         drain_time: float,
         passed_on: Collection[int] = (),
+        on_serving: Callable[[int, StartedWorker], None] = lambda number, worker: None,
         on_ended: Callable[[int], None] = lambda number: None,
     ) -> None:
         self.slots = [Slot(number) for number in range(count)]
         self._open_child = open_child
         self._drain_time = drain_time
         self._passed_on = passed_on
+        self._on_serving = on_serving
         self._on_ended = on_ended
         self._all_started = trio.Event()
         self._ending = trio.Event()
@@ -148,6 +151,7 @@ class Supervisor:
             if slot.latest is not None:
                 logger.info("%s serves again: instance %s", slot.name, worker.instance)
             slot.note_started(worker)
+            self._on_serving(slot.number, worker)
             if all(each.latest is not None for each in self.slots):
                 self._all_started.set()
 
