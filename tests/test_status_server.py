@@ -27,7 +27,7 @@ from ingress.status import DRAINING, STARTING, StatusOptions, WorkerStatus
 from ingress.status._app import StatusPages, make_app
 from ingress.status._health import HealthState
 from ingress.status._progress import read_progress
-from ingress.status._server import serve_status
+from ingress.status._server import MAX_REQUESTS, serve_status
 from ingress.wire.records import EndpointId
 
 GENERATE = EndpointId("demo", "backend", "generate")
@@ -388,6 +388,58 @@ async def test_o03_whoever_hoards_connections_pushes_out_his_own() -> None:
                 ended += 1
             await stream.aclose()
         assert ended >= 22
+
+
+PIPELINED = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize("ends", ["reset", "fin", "silence"])
+async def test_o03_nothing_is_done_for_a_client_that_is_gone(ends: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2,000 requests lie in the buffers when it leaves, without having read any answer, or when it is given up."""
+    pages = 0
+
+    async def metrics(self: StatusPages, *, openmetrics: bool) -> bytes:
+        nonlocal pages
+        pages += 1
+        await trio.sleep(0.01)
+        return bytes(256 * 1024)
+
+    monkeypatch.setattr(StatusPages, "metrics", metrics)
+    monkeypatch.setattr("ingress.status._server.MAX_REQUESTS", 1_000_000)
+    async with served_raw(deadline=0.5) as address:
+        raw = trio.socket.socket()
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        await raw.connect(address)
+        with trio.move_on_after(0.3):
+            await raw.send(PIPELINED * 2000)
+            await trio.sleep_forever()
+        if ends == "reset":
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if ends != "silence":
+            raw.close()
+        await trio.sleep(1)
+        asked = pages
+        await trio.sleep(0.5)
+        assert 0 < pages == asked < 60
+        await assert_answers(address)
+        raw.close()
+
+
+async def test_o03_one_connection_is_answered_so_often_and_then_closed() -> None:
+    async with served_raw() as address, await connect(address) as stream:
+        await stream.send_all(PIPELINED * 500)
+        answer = bytearray()
+        with contextlib.suppress(trio.BrokenResourceError):  # what was not read of the requests makes it a reset
+            while data := await stream.receive_some():
+                answer += data
+        assert answer.count(b"HTTP/1.1 200") <= MAX_REQUESTS
+        await assert_answers(address)
+
+
+async def test_the_last_answer_of_a_connection_says_so_and_whoever_reconnects_gets_every_one() -> None:
+    async with served(made()) as client:
+        said = [(await client.get("/live")).headers.get("connection") for _ in range(2 * MAX_REQUESTS + 10)]
+        assert [place for place, word in enumerate(said, 1) if word == "close"] == [MAX_REQUESTS, 2 * MAX_REQUESTS]
 
 
 async def test_a_body_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

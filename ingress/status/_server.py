@@ -34,6 +34,10 @@ DEADLINE = 5.0
 # One more pushes the oldest out: whoever hoards connections does not keep a probe or a scrape waiting.
 MAX_CONNECTIONS = 128
 
+# Answers of one connection before it is closed, which scrapers and browsers take for an invitation to open another. Of
+# what is pipelined up to 64 KiB wait here, some 2,000 requests; more than this is not worth a page each.
+MAX_REQUESTS = 50
+
 _BACKLOG = 256
 _ACCEPT_BACKOFF = 0.1
 
@@ -127,7 +131,8 @@ class _Connections:
             oldest.drop()
         self._streams[stream] = None
         try:
-            await Http1Connection(self._app, self._config, self._context, ConnectionState({}), stream)  # type: ignore[arg-type]  # the parts of a stream that it uses
+            with stream.use:
+                await Http1Connection(self._app, self._config, self._context, ConnectionState({}), stream)  # type: ignore[arg-type]  # the parts of a stream that it uses
         except Exception as exc:
             if not stream.is_dropped:
                 self.log.log(
@@ -149,6 +154,8 @@ class GuardedStream(trio.abc.HalfCloseableStream):
     def __init__(self, raw: trio.SocketStream, turn: trio.Lock, deadline: float) -> None:
         self.socket = raw.socket
         self.is_dropped = False
+        self.use = trio.CancelScope()
+        """Cancelled when nobody takes an answer any more: hypercorn would answer whatever was asked before."""
         self._raw = raw
         self._turn = turn
         self._deadline = deadline
@@ -161,9 +168,14 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        with trio.move_on_after(self._deadline) as scope:
-            await self._raw.send_all(data)
+        try:
+            with trio.move_on_after(self._deadline) as scope:
+                await self._raw.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.use.cancel()
+            raise
         if scope.cancelled_caught:
+            self.use.cancel()
             self.drop()
             raise trio.BrokenResourceError(f"client took too little in {self._deadline:g} s")
 
@@ -191,5 +203,6 @@ def _config(deadline: float) -> Config:
     config.include_server_header = False
     config.h11_max_incomplete_size = MAX_HEADERS
     config.keep_alive_timeout = deadline
+    config.keep_alive_max_requests = MAX_REQUESTS
     config.websocket_max_message_size = MAX_HEADERS
     return config
