@@ -2,12 +2,15 @@
 
 What was made from them is made again when one has changed, or when told to. New files that cannot be used, half of a
 rotation among them, change nothing: the old ones go on, a line says so, and they are tried again. While they stay as
-they are, the line comes again now and then only, for whoever looks at the end of a log.
+they are, the line comes again now and then only, for whoever looks at the end of a log. They are read by the event
+loop, which is why nothing is opened that might wait for somebody.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -24,9 +27,42 @@ CHECK_INTERVAL = 1.0
 FIRST_REMINDER = 60.0
 LONGEST_REMINDER = 3600.0
 
+# Bundles of all authorities of the web have a quarter of it.
+MAX_FILE_SIZE = 1024 * 1024
+
 T = TypeVar("T")
 
 _Fingerprint = tuple[tuple[int, int, int, int] | None, ...]
+
+
+def check_file(path: Path) -> None:
+    """Refuse what would hold up whoever reads it: all but regular files of some size, links to them allowed.
+
+    Raises:
+        OSError: it is none, or there is none.
+    """
+    _check_status(path, path.stat())
+
+
+def read_file(path: Path) -> bytes:
+    """Read a file without waiting for anybody.
+
+    Raises:
+        OSError: it cannot be read, or is none that :func:`check_file` lets pass.
+    """
+    check_file(path)  # a device may do something when it is opened
+    # Between the two looks it may have become a FIFO, which would wait for its writer.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOCTTY", 0)
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        _check_status(path, os.fstat(file.fileno()))
+        return file.read(MAX_FILE_SIZE)
+
+
+def _check_status(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(f"{path} is no regular file")
+    if found.st_size > MAX_FILE_SIZE:
+        raise OSError(f"{path} of {found.st_size} bytes exceeds {MAX_FILE_SIZE} bytes")
 
 
 class Rotated(Generic[T]):

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from ._rotation import Rotated
+from ._rotation import Rotated, read_file
 from .abc import Push
 from .errors import StartupError, TokenRefused
 from .tls import check_key_file
@@ -88,7 +88,7 @@ class TokenKeys:
         """
         try:
             check_key_file(path)
-            return cls(cls.parse(path.read_text(encoding="utf-8")).keys, path)
+            return cls(cls.parse(read_file(path).decode()).keys, path)
         except (OSError, UnicodeDecodeError) as exc:
             raise StartupError(f"token keys cannot be used: {exc}") from exc
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from ingress._rotation import CHECK_INTERVAL, LONGEST_REMINDER, Rotated
+from ingress._rotation import CHECK_INTERVAL, LONGEST_REMINDER, Rotated, read_file
 from ingress.errors import StartupError
 
 logger = logging.getLogger("ingress.test")
@@ -48,6 +49,18 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     found = [f"{record.levelname} {record.getMessage()}" for record in caplog.records if record.name == "ingress.test"]
     caplog.clear()
     return found
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_file_that_becomes_a_fifo_while_it_is_looked_at_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingress._rotation.check_file", lambda path: None)
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="is no regular file"):
+        read_file(tmp_path / "fifo")
+    with pytest.raises(OSError, match="is no regular file"):
+        read_file(Path("/dev/zero"))
 
 
 async def test_a_file_that_stays_broken_is_told_once_and_then_ever_less_often(

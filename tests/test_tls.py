@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import ssl
 from collections import Counter
@@ -19,6 +20,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import ingress
 from ingress._network import TcpNetwork, TcpStream, close_now
+from ingress._rotation import MAX_FILE_SIZE
 from ingress.client import Client
 from ingress.errors import StartupError, StreamIncomplete, Unavailable
 from ingress.testing import MemoryNetwork
@@ -502,6 +504,32 @@ async def test_bad_new_files_are_told_and_change_nothing(
     assert not contexts.reload()
     assert contexts.server() is before
     assert "certificates cannot be read again, the old ones go on: " in caplog.text
+
+
+FILES = ("cert_path", "key_path", "ca_cert_path", "client_ca_cert_path", "client_cert_path", "client_key_path")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+@pytest.mark.parametrize("name", FILES)
+async def test_a_fifo_in_the_place_of_a_file_is_refused_and_not_waited_for(
+    name: str, authority: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = authority.options(mutual=True)
+    contexts = TlsContexts(options)
+    before = contexts.server()
+    path = getattr(options, name)
+    path.rename(path.with_name("kept"))
+    os.mkfifo(path, 0o600)
+    assert not contexts.reload()
+    assert contexts.server() is before
+    assert f"{path.name} is no regular file" in caplog.text
+    path.unlink()
+    path.symlink_to("kept")  # as mounted secrets are
+    assert contexts.reload()
+    with path.open("ab") as file:
+        file.truncate(MAX_FILE_SIZE + 1)
+    assert not contexts.reload()
+    assert f"{path.name} of {MAX_FILE_SIZE + 1} bytes exceeds {MAX_FILE_SIZE} bytes" in caplog.text
 
 
 async def test_expiry_is_a_metric(authority: Authority) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,22 @@ async def test_new_keys_that_cannot_be_used_change_nothing_and_are_told_and_not_
     file.write(f"new:{NEW}")
     await trio.sleep(1.1)
     guard.check(signed_by(f"new:{NEW}", 2), control())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+async def test_a_fifo_in_the_place_of_the_keys_is_refused_and_not_waited_for(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = KeyFile(tmp_path, f"old:{OLD}")
+    guard = TokenGuard(TokenKeys.read(file.path), clock=lambda: NOW)
+    file.path.unlink()
+    os.mkfifo(file.path, 0o600)
+    await trio.sleep(1.1)
+    guard.check(signed_by(f"old:{OLD}", 1), control())
+    assert not guard.keyring.reload()
+    assert f"the old ones go on: token keys cannot be used: {file.path} is no regular file" in caplog.text
+    with pytest.raises(StartupError, match="is no regular file"):
+        TokenKeys.read(file.path)
 
 
 async def test_a_caller_signs_with_what_its_file_holds_now(tmp_path: Path, autojump_clock: MockClock) -> None:

@@ -10,6 +10,8 @@ import ssl
 from datetime import UTC, datetime
 from pathlib import Path
 
+from .._rotation import read_file
+
 _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 
 _SEQUENCE, _VERSION, _UTC_TIME = 0x30, 0xA0, 0x17
@@ -22,7 +24,7 @@ def expiry_of_file(path: Path) -> float:
         OSError: it cannot be read.
         ValueError: it holds no certificate.
     """
-    text = path.read_text(encoding="ascii", errors="replace")
+    text = read_file(path).decode("ascii", errors="replace")
     times = [
         _not_after(ssl.PEM_cert_to_DER_cert(f"{_BEGIN}{part.partition(_END)[0]}{_END}\n"))
         for part in text.split(_BEGIN)[1:]

@@ -5,6 +5,7 @@ A certificate that is rotated serves from the next connection on; what is open s
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import ssl
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from .._rotation import Rotated
+from .._rotation import Rotated, check_file
 from ..errors import StartupError
 from ._certificates import expiry_of_file
 from ._options import TlsOptions, check_key_file
@@ -60,6 +61,9 @@ class TlsContexts:
         paths = {"server": options.cert_path, "client": options.client_cert_path}
         paths |= {"ca": options.ca_cert_path, "client_ca": options.client_ca_cert_path}
         try:
+            for path in options.files:
+                with contextlib.suppress(FileNotFoundError):  # which is told with its purpose below
+                    check_file(path)  # OpenSSL opens whatever it is, and a FIFO until somebody writes
             return _Loaded(
                 make_server_context(options),
                 make_client_context(options),
