@@ -59,6 +59,12 @@ async def test_c01_c08_a_control_message_that_is_none_is_refused(control: bytes,
     await watch.assert_back()
 
 
+async def test_c01_bytes_that_are_no_text_in_an_unknown_field_are_refused(worker: Worker) -> None:
+    async with worker.open_caller() as caller:
+        payload = encode_two_part(b'{"later":"\xff",' + changed(caller)[1:], b"1")
+    assert await worker.ask(frame(worker, payload)) == ([UNREADABLE], False)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"id": None}, {"id": 5}, {"id": "x" * 1025}, {"id": "x" * 200_000}, {"connection_info": None},

@@ -105,11 +105,17 @@ def test_a_message_without_codec_is_from_a_caller_up_to_1_2_1_and_means_json() -
         control().replace(b'"r"', b'"\xff"'),
         control().replace(b'"r"', b'"\\ud800"'),
         control() + b"}{",
+        *(b'{"later":%s,' % value + control()[1:] for value in (b'"\xff"', b'{"\xc3":1}', b'[["\xed\xa0\x80"]]')),
     ],
     ids=lambda header: repr(header[:10]),
 )
 def test_c01_what_is_no_json_object_is_refused(header: bytes) -> None:
     assert refuses(header).startswith("control message")
+
+
+def test_text_beyond_ascii_is_text_in_unknown_fields_too() -> None:
+    raw = '{"later":"ä\U0001f469",'.encode() + control()[1:]
+    assert RequestControlMessage.decode(raw) == RequestControlMessage.decode(control())
 
 
 @pytest.mark.parametrize(

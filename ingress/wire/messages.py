@@ -270,6 +270,8 @@ def _decode(decoder: msgspec.json.Decoder[MessageT], raw: bytes, what: str) -> M
     if exceeds_depth(raw, MAX_CONTROL_DEPTH):
         raise DeserializationError(f"{what}: nested deeper than {MAX_CONTROL_DEPTH} levels")
     try:
+        if not raw.isascii():
+            raw.decode()  # the decoder skips what it does not know, and would not see that it is no text
         return decoder.decode(raw)
     except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
         raise DeserializationError(f"{what}: {exc}") from exc
