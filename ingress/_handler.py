@@ -294,20 +294,17 @@ class PushHandler:
             logger.warning("request %s: engine's cleanup cut after %g s", quoted(context.id), self._cleanup_timeout)
         if failure is None:
             return None
-        if isinstance(failure, PublishError) and response.writer.failure is not None:
-            try:
-                raise failure
-            finally:
-                del failure
-        if is_cancellation(failure):
-            await trio.lowlevel.checkpoint_if_cancelled()
-            # Still here: what was cancelled is a scope of the engine's own, left open across a yield.
-            failure = GenerateError("engine was cancelled by a cancel scope or nursery of its own")
-        self._ledger.failed(response, context, failure, "generate")
         try:
+            if isinstance(failure, PublishError) and response.writer.failure is not None:
+                raise failure
+            if is_cancellation(failure):
+                await trio.lowlevel.checkpoint_if_cancelled()
+                # Still here: what was cancelled is a scope of the engine's own, left open across a yield.
+                failure = GenerateError("engine was cancelled by a cancel scope or nursery of its own")
+            self._ledger.failed(response, context, failure, "generate")
             return error_event_of(failure)
         finally:
-            del failure
+            del failure  # its traceback holds this frame, and what the engine held
 
     async def _say_goodbye(self, response: Response) -> None:
         """Tell a caller that the worker leaves, where its stream still takes it."""

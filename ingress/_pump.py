@@ -138,7 +138,10 @@ def pump_response_stream(
             else:
                 progress.chunks_at_suspension = progress.chunks
                 progress.busy_until = _clock() + MAX_RUN
-                trap = encoding.send(answer)
+                try:
+                    trap = encoding.send(answer)
+                finally:
+                    del answer  # a cancellation's holds this frame, and so what the engine held
     except StopIteration:
         _flush(writer, progress, on_chunks)
     except Exception:

@@ -132,7 +132,10 @@ class ResponseWriter:
 
     def _fail(self, exc: Exception) -> None:
         if self.failure is None:
-            self.failure = exc
+            # Tracebacks hold our frames, and those this writer.
+            self.failure = exc.with_traceback(None)
+            if exc.__cause__ is not None:
+                exc.__cause__.with_traceback(None)
             self.buffer.clear()
             self._on_failure(exc)
         self._wake()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
+import struct
 import tracemalloc
 import weakref
 from collections.abc import AsyncIterator
@@ -25,7 +27,7 @@ from ingress.errors import (
     PublishError,
     RemoteProtocolError,
 )
-from ingress.wire.messages import RequestControlMessage
+from ingress.wire.messages import ControlWord, RequestControlMessage
 from ingress.wire.two_part import encode_two_part
 from shapes import HeaderAndData
 
@@ -392,21 +394,49 @@ async def test_l11_a_request_gives_its_bytes_back_without_the_garbage_collector(
             gc.enable()
 
 
-async def test_l11_nothing_of_a_request_is_left_to_the_garbage_collector() -> None:
-    async def remembering(request: Any, context: Any) -> AsyncIterator[Any]:
-        contexts.append(weakref.ref(context))
-        yield request
+class Held:
+    """What an engine holds, to be looked for."""
 
-    contexts: list[weakref.ref[Any]] = []
+
+@pytest.mark.parametrize("how", ["read", "killed", "stopped", "reset", "reset unread", "raised"])
+async def test_l11_nothing_of_a_request_is_left_to_the_garbage_collector(how: str) -> None:
+    async def remembering(request: Any, context: Any) -> AsyncIterator[Any]:
+        held = Held()
+        left.extend((weakref.ref(context), weakref.ref(held)))
+        if how == "raised":
+            raise ValueError("in the middle")
+        while how == "reset unread":
+            yield "x" * (1 << 20)
+        yield request
+        if how != "read":
+            await trio.sleep_forever()
+
+    left: list[weakref.ref[Any]] = []
     async with open_stage(remembering, network=TcpNetwork()) as stage:
         gc.collect()
         gc.disable()
         try:
             response = await stage.call("x")
-            await response.read_to_sentinel()
-            await response.aclose()
+            if how == "reset unread":
+                await wait_all_tasks_blocked(0.01)
+            elif how not in ("read", "raised"):
+                await response.read_items(1)
+            if how in ("killed", "stopped"):
+                await response.send_word(ControlWord.KILL if how == "killed" else ControlWord.STOP)
+            if how.startswith("reset"):
+                linger = struct.pack("ii", 1, 0)  # for 0 s: a close is a reset
+                response.stream._raw.setsockopt(  # type: ignore[attr-defined]  # of a real network
+                    socket.SOL_SOCKET, socket.SO_LINGER, linger
+                )
+                await response.aclose()
+            elif how in ("killed", "stopped"):
+                await response.read_to_end()
+                await response.aclose()
+            else:
+                await response.read_to_sentinel()
+                await response.aclose()
             await wait_all_tasks_blocked(0.01)
-            assert [context() for context in contexts] == [None]
+            assert [held() for held in left] == [None, None]
         finally:
             gc.enable()
 
