@@ -11,6 +11,7 @@ from collections import Counter, OrderedDict
 
 import trio
 
+from ._descriptors import StreamDescriptors
 from ._failures import describe_failure
 from ._memory_watermark import MemoryWatermark
 from ._text import RateLimitedLogger, printable
@@ -35,6 +36,7 @@ class Admission:
         queue_deadline: seconds that a request may wait in line; None for ever.
         max_inflight_per_peer: slots and places in line that one peer's address may hold; None for all of them.
         memory: refuses while it is exceeded.
+        descriptors: those of answers; a request for whose streams there are none left is refused.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Admission:
         queue_deadline: float | None = None,
         max_inflight_per_peer: int | None = None,
         memory: MemoryWatermark | None = None,
+        descriptors: StreamDescriptors | None = None,
     ) -> None:
         if engine_request_limit < 1 or request_queue_limit < 0:
             raise ValueError(
@@ -65,6 +68,7 @@ class Admission:
         self.rejected = 0
         self._policy = policy
         self._memory = memory
+        self._descriptors = StreamDescriptors() if descriptors is None else descriptors
         self._of_peers: Counter[str] = Counter()  # only those that hold something, and only where there is a limit
         self._line: OrderedDict[Slot, None] = OrderedDict()
         # Whose deadline has passed and who are being told so: out of the line's order, still in its places, so that
@@ -76,16 +80,19 @@ class Admission:
     def queued(self) -> int:
         return len(self._line) + len(self._overdue)
 
-    def admit(self, arrival: Arrival | None = None, *, peer: str | None = None, size: int = 0) -> Slot:
+    def admit(
+        self, arrival: Arrival | None = None, *, peer: str | None = None, size: int = 0, streams: int = 1
+    ) -> Slot:
         """Take a slot, or a place in line.
 
         Args:
             arrival: what the policy is asked about; may be left out where there is no policy.
             peer: whose request it is, where that is known.
             size: its bytes.
+            streams: how many its caller is dialled for.
 
         Raises:
-            Overloaded: both are full, the peer has its share, memory is short, or the policy refuses.
+            Overloaded: both are full, the peer has its share, descriptors or memory are short, or the policy refuses.
             PolicyFailed: the policy raised something else.
         """
         is_granted = self.running < self.engine_request_limit
@@ -94,6 +101,8 @@ class Admission:
             refusal = "worker at capacity"
         elif self.max_inflight_per_peer is not None and self._of_peers.get(peer or "", 0) >= self.max_inflight_per_peer:
             refusal = f"{self.max_inflight_per_peer} requests of one caller are in flight"
+        elif self._descriptors.held + streams > self._descriptors.limit:
+            refusal = "worker is short of descriptors"
         elif self._memory is not None and self._memory.is_exceeded(size):
             refusal = "worker is short of memory"
         if refusal is not None:
@@ -101,7 +110,8 @@ class Admission:
             raise Overloaded(refusal)
         if self._policy is not None and arrival is not None:
             self._ask(self._policy, arrival)
-        slot = Slot(self, arrival, peer, is_granted=is_granted)
+        slot = Slot(self, arrival, peer, streams, is_granted=is_granted)
+        self._descriptors.held += streams
         if is_granted:
             self.running += 1
         else:
@@ -132,6 +142,10 @@ class Admission:
                     logging.ERROR, type(exc).__name__, "admission policy failed in release: %s", describe_failure(exc)
                 )
 
+    def give_back(self, streams: int) -> None:
+        """Take descriptors back. Called by :meth:`Slot.streams_closed`."""
+        self._descriptors.held -= streams
+
     def expire(self, slot: Slot) -> None:
         """Take a slot out of the line's order; it keeps its place until it is released."""
         if slot in self._line:
@@ -149,14 +163,24 @@ class Admission:
 
 
 class Slot:
-    """One admitted request's right to run; release it exactly once, whatever happens."""
+    """One admitted request's right to run, and to the descriptors of its streams.
 
-    __slots__ = ("_admission", "_granted", "_is_released", "arrival", "is_granted", "peer")
+    Release it, and tell when the streams are closed or linger, whatever happens.
+    """
+
+    __slots__ = ("_admission", "_granted", "_is_released", "_streams", "arrival", "is_granted", "peer")
 
     def __init__(
-        self, admission: Admission, arrival: Arrival | None = None, peer: str | None = None, *, is_granted: bool
+        self,
+        admission: Admission,
+        arrival: Arrival | None = None,
+        peer: str | None = None,
+        streams: int = 1,
+        *,
+        is_granted: bool,
     ) -> None:
         self._admission = admission
+        self._streams = streams
         self.peer = peer
         self.arrival = arrival
         self.is_granted = is_granted
@@ -186,6 +210,11 @@ class Slot:
         if not self.is_granted:  # granted in the same moment is granted
             self._admission.expire(self)
             raise QueueDeadlinePassed(f"no slot became free within {deadline:g} s")
+
+    def streams_closed(self) -> None:
+        """Give the descriptors back, once: nobody needs them any more, or those that linger are counted there."""
+        self._admission.give_back(self._streams)
+        self._streams = 0
 
     def release(self) -> None:
         if not self._is_released:

@@ -16,13 +16,22 @@ from typing import Protocol
 
 import trio
 
+from ._descriptors import StreamDescriptors
 from ._network import TcpStream, close_now
 
 logger = logging.getLogger("ingress.dialback")
 
 # A whole answer whose caller has not closed yet holds a descriptor. Callers close within milliseconds; of those who
-# never do, so many are waited for, and then the one that was waited for longest is closed.
+# never do, so many are waited for, and then the one that was waited for longest is closed; fewer where descriptors are
+# few, so that most of those are for answers that are still wanted.
 MAX_LINGERING = 1024
+_LINGERING_SHARE = 4
+
+
+def max_lingering(streams: int) -> int:
+    """Return how many whole answers may wait for their callers, where there are descriptors for so many streams."""
+    return min(MAX_LINGERING, max(streams // _LINGERING_SHARE, 1))
+
 
 # Control words have 34 bytes.
 _READ_SIZE = 4096
@@ -45,9 +54,13 @@ class DialledStreams:
     """Hears the dialled streams of one worker and closes those whose answers are whole; for its event loop.
 
     Works while :meth:`serve` runs.
+
+    Args:
+        descriptors: what the streams may take; those that linger are counted here, others by whoever opened them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, descriptors: StreamDescriptors | None = None) -> None:
+        self.descriptors = StreamDescriptors() if descriptors is None else descriptors
         self._nursery: trio.Nursery | None = None
         self._has_epoll = hasattr(select, "epoll")
         self._epoll: select.epoll | None = None
@@ -99,19 +112,22 @@ class DialledStreams:
 
     async def close(self, stream: trio.abc.Stream) -> None:
         """Close without waiting for the caller: a FIN, or a reset where its bytes were not read."""
-        self._forget(stream)
-        await close_now(stream)
+        is_counted = self._forget(stream)
+        try:
+            await close_now(stream)
+        finally:
+            if is_counted:
+                self.descriptors.held -= 1
 
     def linger(self, stream: trio.abc.Stream, seconds: float) -> None:
         """The answer is whole: let the caller close first, so that nothing under way is lost to a reset.
 
-        A stream that is not closed by then is closed, as is the first of more than ``MAX_LINGERING``.
+        A stream that is not closed by then is closed, as is the first of more than :func:`max_lingering`.
         """
         self._lingering[stream] = trio.current_time() + seconds
-        if len(self._lingering) > MAX_LINGERING:
-            first = next(iter(self._lingering))
-            del self._lingering[first]
-            self.start_soon(self.close, first)
+        self.descriptors.held += 1
+        if len(self._lingering) > max_lingering(self.descriptors.limit):
+            self._close_lingering(next(iter(self._lingering)))
         if not self._linger_began.is_set():
             self._linger_began.set()
 
@@ -137,8 +153,9 @@ class DialledStreams:
     def _hear_ready(self, epoll: select.epoll) -> None:  # not in serve(), whose frame would keep the last one heard
         for number, _ in epoll.poll(0):
             if (heard := self._heard.get(number)) is not None and not self._hear_one(*heard):
-                self._forget(heard[0])
+                is_counted = self._forget(heard[0])
                 heard[0].close_nowait()
+                self.descriptors.held -= is_counted
 
     def _hear_one(self, stream: TcpStream, listener: Listener) -> bool:
         """Read what has come of one stream; False when that was the last of it."""
@@ -177,17 +194,36 @@ class DialledStreams:
 
     # -- closing -------------------------------------------------------------------------------------------------------
 
-    def _forget(self, stream: trio.abc.Stream) -> None:
+    def _forget(self, stream: trio.abc.Stream) -> bool:
+        """Neither hear nor wait for a stream any more; True where it has lingered, and is counted still."""
         if isinstance(stream, TcpStream):
             number = stream.fileno()
             if self._heard.pop(number, None) is not None and self._epoll is not None:
                 # Closing would do, but for a child that an engine forked and that holds the stream still.
                 with contextlib.suppress(OSError):
                     self._epoll.unregister(number)
-        self._lingering.pop(stream, None)
+        has_lingered = self._lingering.pop(stream, None) is not None
         if not self._lingering and self._idle is not None:
             self._idle.set()
             self._idle = None
+        return has_lingered
+
+    def _close_lingering(self, stream: trio.abc.Stream) -> None:
+        """Give up a caller that has not closed its side: at once where the stream can, TLS has a goodbye."""
+        close_nowait: Callable[[], None] | None = getattr(stream, "close_nowait", None)
+        if close_nowait is None:
+            del self._lingering[stream]
+            self.start_soon(self._say_goodbye, stream)
+            return
+        self._forget(stream)
+        close_nowait()
+        self.descriptors.held -= 1
+
+    async def _say_goodbye(self, stream: trio.abc.Stream) -> None:
+        try:
+            await self.close(stream)
+        finally:
+            self.descriptors.held -= 1
 
     async def _close_overdue(self) -> None:
         while True:
@@ -195,7 +231,6 @@ class DialledStreams:
             await trio.sleep_until(next(iter(self._lingering.values()), -math.inf))
             now = trio.current_time()
             for stream in [stream for stream, deadline in self._lingering.items() if deadline <= now]:
-                del self._lingering[stream]
-                self.start_soon(self.close, stream)  # not one after the other: TLS has a goodbye
+                self._close_lingering(stream)
             if not self._lingering:
                 self._linger_began = trio.Event()

@@ -131,6 +131,7 @@ class PushHandler:
                 end_span(context.span, RequestEnd(outcome="failed", reason="internal"))
             self.open_requests.discard(context)
             admitted.slot.release()
+            admitted.slot.streams_closed()
 
     def _context_of(self, admitted: AdmittedPush) -> RequestContext:
         control, headers = admitted.control, admitted.headers

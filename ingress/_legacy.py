@@ -59,6 +59,8 @@ class LegacyTeller:
         """Return how the caller is told, or None where the refusal ack is understood or all there is."""
         if isinstance(error, ResponseStreamError) or self._pending >= MAX_PENDING:
             return None
+        if not self._streams.descriptors.has_room_for_refusal:
+            return None
         try:
             shape = next(shape for shape in self._shapes if shape.accepts(push.payload))
             read = shape.read_control if push.too_large is None else shape.read_control_of_start
@@ -69,6 +71,7 @@ class LegacyTeller:
         except Exception:  # whatever it is, it has been counted and logged with the refusal itself
             return None
         self._pending += 1
+        self._streams.descriptors.held += 1
         return LegacyRefusal(push.peer_host, control, info, address)
 
     async def tell(self, refusal: LegacyRefusal, text: str) -> None:
@@ -105,3 +108,4 @@ class LegacyTeller:
             logger.exception("refusal of %s: internal error", quoted(context.id))
         finally:
             self._pending -= 1
+            self._streams.descriptors.held -= 1

@@ -80,13 +80,15 @@ class PushGate:
                 headers = {name: value for name, value in push.headers.items() if name != TOKEN_HEADER}
                 push = evolve(push, headers=headers)
             info, address = self._dial_guard.check(push.peer_host, control.id, control.connection_info, "response")
+            streams = 1
             for stream in shape.request_streams(control):
                 self._dial_guard.check(push.peer_host, control.id, stream, "request")
+                streams += 1
             arrival = None
             if self._admission.has_policy:
                 announced = size if push.too_large is None else push.too_large.size
                 arrival = Arrival(self._endpoint_id, announced, control, push.headers, push.peer_host)
-            slot = self._admission.admit(arrival, peer=push.peer_host, size=size)
+            slot = self._admission.admit(arrival, peer=push.peer_host, size=size, streams=streams)
             return AdmittedPush(
                 push.payload,
                 size,

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from ._admission import DEFAULT_ENGINE_REQUEST_LIMIT, DEFAULT_REQUEST_QUEUE_LIMIT, Admission
 from ._checks import check_seconds
 from ._context import OpenRequests
+from ._descriptors import StreamDescriptors
 from ._dial_policy import DialPolicy
 from ._dialback import DEFAULT_CLOSE_WAIT, DEFAULT_CONNECT_TIMEOUT, DEFAULT_HANDSHAKE_TIMEOUT
 from ._dialled import DialledStreams
@@ -31,7 +32,7 @@ from ._tallies import Tallies
 from ._token import TokenGuard, TokenKeys
 from ._tracing import Tracer
 from ._version import __version__
-from ._worker_parts import by_endpoint, make_dial_guard, make_metrics, make_network
+from ._worker_parts import by_endpoint, find_stream_limit, make_dial_guard, make_metrics, make_network
 from .abc import AdmissionPolicy, Discovery, Engine, IngressDispatch, Network, PlaneOptions, RequestPlane
 from .errors import StartupError
 from .metrics import WorkerMetrics
@@ -113,6 +114,7 @@ class Worker:
         self.closing = trio.Event()
         """Set when the drain is over; what has not ended :data:`CLOSING_TIME` later is cancelled."""
         # -- who comes in --
+        descriptors = StreamDescriptors()
         self.admission = Admission(
             engine_request_limit,
             request_queue_limit,
@@ -120,6 +122,7 @@ class Worker:
             queue_deadline=queue_deadline,
             max_inflight_per_peer=max_inflight_per_peer,
             memory=None if memory_watermark is None else MemoryWatermark(memory_watermark, find_memory_limit()),
+            descriptors=descriptors,
         )
         self.open_requests = OpenRequests()
         # -- where it is found, and how it is reached --
@@ -150,11 +153,12 @@ class Worker:
                 ),
             )
         self._plane = plane
+        descriptors.set_total(find_stream_limit(plane, network, max_connections))
         self._tallies = plane.tallies if isinstance(plane, TcpRequestPlane) else Tallies()
         self._own_addresses: list[tuple[str, int]] = []
         self._dial_policy = DialPolicy() if dial_policy is None else dial_policy
         self._dial_guard = make_dial_guard(self._dial_policy, self._own_addresses, self._network, self._tallies)
-        self._streams = DialledStreams()
+        self._streams = DialledStreams(descriptors)
         # -- what it serves --
         engines = {name: make_engine(engine) for name, engine in by_endpoint(endpoints).items()}
         self.models = ModelSet(model, engines)

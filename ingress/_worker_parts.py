@@ -9,13 +9,15 @@ from prometheus_client import CollectorRegistry
 
 from ._admission import Admission
 from ._checks import check_deadline
+from ._descriptors import present_descriptors, share_descriptors
 from ._dial_guard import DialGuard
 from ._dial_policy import DialPolicy
 from ._network import DEFAULT_USER_TIMEOUT, TcpNetwork
 from ._tallies import Tallies
-from .abc import Network
+from .abc import Network, RequestPlane
 from .errors import StartupError
 from .metrics import WorkerMetrics
+from .planes.tcp import TcpRequestPlane
 from .wire.records import EndpointId
 
 ValueT = TypeVar("ValueT")
@@ -37,6 +39,15 @@ def make_network(write_stall_timeout: float, ack_write_timeout: float) -> TcpNet
     """Return TCP whose own patience ends after that of the planes: our limits come first, and are counted."""
     check_deadline("ack_write_timeout", ack_write_timeout)
     return TcpNetwork(user_timeout=max(DEFAULT_USER_TIMEOUT, write_stall_timeout + 3, ack_write_timeout + 3))
+
+
+def find_stream_limit(plane: RequestPlane, network: Network, max_connections: int | None) -> int | None:
+    """Return how many streams there are descriptors for beside the connections of the plane; None for no limit."""
+    if not getattr(network, "takes_descriptors", True):
+        return None
+    if isinstance(plane, TcpRequestPlane):
+        max_connections = plane.max_connections
+    return share_descriptors(present_descriptors(), max_connections).streams
 
 
 def make_dial_guard(

@@ -12,6 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ingress import AdmissionPolicy, Overloaded
 from ingress._admission import Admission, Slot
+from ingress._descriptors import StreamDescriptors
 from ingress.abc import Arrival, Load
 
 from .raw_caller import open_raw_caller, open_stage, slow_network
@@ -201,6 +202,77 @@ async def test_the_limits_hold_whatever_a_policy_says() -> None:
     async with open_stage(sleep_for, admission=Open(), engine_request_limit=1) as stage:
         await stage.call(1000)
         assert await stage.ask(stage.caller.payload(1)) == "Server overloaded: worker at capacity"
+
+
+# -- descriptors -------------------------------------------------------------------------------------------------------
+
+
+def test_l04_a_request_is_refused_where_there_is_no_descriptor_for_its_streams() -> None:
+    descriptors = StreamDescriptors(3)
+    admission = Admission(1, 5, descriptors=descriptors)
+    first, second = admission.admit(streams=2), admission.admit()
+    with pytest.raises(Overloaded, match="worker is short of descriptors"):
+        admission.admit()
+    assert (admission.running, admission.queued, admission.rejected) == (1, 1, 1)
+    first.release()
+    assert descriptors.held == 3  # its streams are open yet
+    with pytest.raises(Overloaded):
+        admission.admit()
+    for _ in range(2):
+        first.streams_closed()
+    assert descriptors.held == 1
+    with pytest.raises(Overloaded):
+        admission.admit(streams=3)
+    second.release()
+    second.streams_closed()
+    assert descriptors.held == 0
+
+
+def test_l04_a_refusal_for_another_reason_holds_no_descriptor() -> None:
+    class Closed(AdmissionPolicy):
+        def admit(self, arrival: Arrival, load: Load) -> None:
+            raise Overloaded("closed")
+
+    arrival: Any = object()
+    descriptors = StreamDescriptors()
+    admission = Admission(1, policy=Closed(), descriptors=descriptors)
+    with pytest.raises(Overloaded, match="closed"):
+        admission.admit(arrival)
+    assert descriptors.held == 0
+
+
+async def test_l04_a_caller_for_whom_there_is_no_descriptor_is_told_in_the_ack(autojump_clock: MockClock) -> None:
+    async with open_stage(forever) as stage:
+        descriptors = stage.worker._streams.descriptors
+        descriptors.set_total(2)
+        responses = [await stage.call(), await stage.call()]
+        assert await stage.ask(stage.caller.payload()) == "Server overloaded: worker is short of descriptors"
+        assert stage.outcomes() == {("refused", "overloaded"): 1}
+        for response in responses:
+            await response.aclose()
+        await wait_all_tasks_blocked()
+        assert descriptors.held == 0
+        await stage.call()
+
+
+async def test_d11_l04_an_answer_that_its_caller_does_not_close_holds_its_descriptor(autojump_clock: MockClock) -> None:
+    async with open_stage(echo) as stage:
+        descriptors = stage.worker._streams.descriptors
+        response = await stage.call("x")
+        await response.read_to_sentinel()
+        await wait_all_tasks_blocked()
+        assert descriptors.held == 1
+        await response.aclose()
+        await wait_all_tasks_blocked()
+        assert descriptors.held == 0
+        silent = await stage.call("x")
+        await trio.sleep(11)
+        assert descriptors.held == 0
+        await silent.aclose()
+
+
+async def echo(request: object) -> AsyncIterator[object]:
+    yield request
 
 
 # -- one peer's share ------------------------------------------------------------------------------------------------

@@ -177,6 +177,30 @@ async def test_d11_of_too_many_lingering_streams_the_first_is_closed(
 
 
 @KINDS
+async def test_d11_l04_a_lingering_stream_holds_a_descriptor_until_it_is_closed(
+    kind: str, autojump_clock: MockClock
+) -> None:
+    async with AsyncExitStack() as stack:
+        streams = await stack.enter_async_context(open_streams())
+        streams.descriptors.set_total(12)  # so that three may linger
+        theirs = []
+        for expected in (1, 2, 3, 3):
+            ours, peer = await stack.enter_async_context(open_pair(kind))
+            theirs.append(peer)
+            streams.listen(ours, Notes())
+            streams.linger(ours, 10)
+            await wait_all_tasks_blocked()
+            assert streams.descriptors.held == expected
+        assert await is_closed(theirs[0])
+        await theirs[1].send_eof()  # a caller that leaves
+        await wait_all_tasks_blocked(0.01)
+        assert streams.descriptors.held == 2
+        await trio.sleep(11)
+        assert streams.descriptors.held == 0
+        assert await is_closed(theirs[3])
+
+
+@KINDS
 async def test_idle_is_when_the_last_caller_has_left(kind: str, autojump_clock: MockClock) -> None:
     async with open_streams() as streams, open_pair(kind) as (ours, theirs):
         await streams.wait_idle()  # at once

@@ -409,6 +409,22 @@ async def open_stage(engine: Any, *, network: Any = None, **options: Any) -> Asy
         await caller.close_all()
 
 
+async def test_l04_a_conversation_takes_two_descriptors_until_both_streams_are_closed() -> None:
+    async with open_stage(echo) as stage:
+        descriptors = stage.worker._streams.descriptors
+        descriptors.set_total(3)
+        call = await stage.open()
+        assert descriptors.held == 2
+        assert await stage.ask() == "Server overloaded: worker is short of descriptors"
+        await call.requests.send(SENTINEL)
+        assert await call.requests.rest() == []
+        await wait_all_tasks_blocked()
+        assert descriptors.held == 1  # until its caller has closed it
+        await call.responses.stream.aclose()
+        await wait_all_tasks_blocked()
+        assert descriptors.held == 0
+
+
 async def test_a_conversation_is_handshakes_prologue_chunks_final_sentinel() -> None:
     async with open_stage(echo) as stage:
         call = await stage.open()

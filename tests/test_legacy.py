@@ -76,6 +76,27 @@ async def test_an_overload_is_told_to_legacy_callers_whose_frame_is_too_large_to
         assert (await running.read_to_sentinel()).is_whole
 
 
+async def test_l04_a_want_of_descriptors_is_told_to_legacy_callers(autojump_clock: MockClock) -> None:
+    async with open_stage(wait) as stage:
+        descriptors = stage.worker._streams.descriptors
+        descriptors.set_total(16)  # one of them for refusals
+        running = [await stage.call(100) for _ in range(15)]
+        response = await push_refused(stage)
+        await response.read_until(lambda said: said.has_sentinel)
+        assert_told(response, "Server overloaded: worker is short of descriptors")
+        assert descriptors.held == 16
+        # As long as that one has not closed, there is none for the next: the ack has to do.
+        control = stage.caller.control(codec=None, request_id="next")
+        assert await stage.ask(stage.caller.payload(0, control)) == "Server overloaded: worker is short of descriptors"
+        await response.aclose()
+        await wait_all_tasks_blocked()
+        assert descriptors.held == 15
+        for each in running:
+            await each.aclose()
+        await wait_all_tasks_blocked()
+        assert descriptors.held == 0
+
+
 async def test_a_draining_worker_tells_legacy_callers(autojump_clock: MockClock) -> None:
     async with open_stage(wait, drain_budget=5) as stage:
         running = await stage.call(3)

@@ -16,6 +16,7 @@ import trio
 
 import ingress
 
+from .raw_caller import RawResponse
 from .reliability.served import PATIENCE, Watch, Worker, environment, open_worker
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are watched in /proc")
@@ -136,6 +137,37 @@ async def test_l03_a_worker_without_descriptors_neither_spins_nor_ends_and_comes
                 stream.close_nowait()
         await worker.assert_alive()
         assert "Traceback" not in worker.log()
+
+
+async def test_f15_l03_l04_connections_and_streams_leave_each_other_their_descriptors() -> None:
+    """Every connection and then every stream that can be had is taken; whoever was acked is answered all the same."""
+    with open_worker(descriptors=256) as worker:
+        async with worker.open_caller() as caller:
+            good = await caller.connect(worker)
+            crowd = [await worker.connect() for _ in range(300)]
+            streams: list[RawResponse] = []
+            refused = 0
+            while refused < 50:
+                ack = await good.ask(caller.payload({"do": "wait"}))
+                if ack == "":
+                    with trio.fail_after(PATIENCE):
+                        streams.append(await caller.accept())
+                else:
+                    assert ack == "Server overloaded: worker is short of descriptors"
+                    refused += 1
+            assert 60 < len(streams) < 256 // 2
+            assert worker.descriptors() < 256 - 20
+            assert await worker.sample("ingress_connections_open") < 256 // 2
+            assert await worker.sample("ingress_missed_renewals") == 0
+            await streams.pop().aclose()  # one that leaves makes room for one
+            await trio.sleep(0.5)
+            assert (await (await caller.call(good, "hello?")).read_to_sentinel()).items == ["hello?"]
+            for stream in crowd:
+                stream.close_nowait()
+            for response in streams:
+                await response.aclose()
+        await worker.assert_alive()
+        assert "Too many open files" not in worker.log()
 
 
 @contextlib.contextmanager

@@ -301,6 +301,17 @@ async def test_f15_connections_above_the_limit_are_closed_and_counted_and_make_r
         await assert_serves(served)
 
 
+async def test_f15_more_connections_than_fit_the_limit_of_descriptors_are_not_taken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ingress.planes.tcp.present_descriptors", lambda: 1024)
+    assert TcpRequestPlane(MemoryNetwork()).max_connections == 464
+    async with serve_plane(max_connections=900) as served:
+        assert served.plane.max_connections == 696
+    text = "max_connections of 900 does not fit the limit of open files and is taken for 696"
+    assert [record.getMessage() for record in caplog.records] == [text]
+
+
 async def test_f02_the_limit_counts_the_whole_frame_and_is_inclusive(autojump_clock: MockClock) -> None:
     overhead = len(frame("p", b""))
     async with serve_plane(max_frame_size=1000) as served:

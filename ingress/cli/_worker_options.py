@@ -170,7 +170,8 @@ class WorkerOptions:
         int | None,
         _number(
             "INGRESS_MAX_CONNECTIONS",
-            "Request connections at a time; if not set, what the limit of open files leaves room for, 8192 at most.",
+            "Request connections at a time; if not set, half of what the limit of open files leaves room for, 8192 at "
+            "most.",
             least=1,
         ),
     ] = None

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import trio
 
 from .._checks import check_count, check_deadline
+from .._descriptors import present_descriptors, share_descriptors
 from .._network import close_now, join_host_port, routable_host
 from .._tallies import Tallies
 from .._text import RateLimitedLogger, printable
@@ -45,10 +46,6 @@ _LINGER_TIMEOUT = 1.0
 # and too little to hold connections open with a byte now and then.
 DEFAULT_FRAME_TIMEOUT = 30.0
 _BYTES_PER_SECOND = 64 * 1024
-
-# Descriptors that request connections leave to streams, files and the status server.
-_RESERVED_DESCRIPTORS = 64
-_MOST_CONNECTIONS = 8192
 
 # The beginning of a payload that is too large: what the largest control message takes, and how long it is waited for.
 _OVERSIZED_START = MAX_CONTROL_MESSAGE + PREFIX.size
@@ -94,8 +91,8 @@ class TcpRequestPlane(RequestPlane):
     ) -> None:
         """
         Args:
-            max_connections: more are closed as they come; by default what the limit of descriptors leaves room for,
-                at most 8,192.
+            max_connections: more are closed as they come; by default half of what the limit of descriptors leaves room
+                for, at most 8,192. What is asked for is had as far as a quarter of that room remains for answers.
             frame_timeout: seconds for a frame, from its first byte, beside one for each 64 KiB that it announces.
             idle_timeout: seconds between two frames; callers pool their connections, so by default no limit.
             ack_write_timeout: seconds for a caller to take its acks.
@@ -117,7 +114,9 @@ class TcpRequestPlane(RequestPlane):
         self._port = port
         self._advertise = advertise
         self._max_frame_size = max_frame_size
-        self._max_connections = default_max_connections() if max_connections is None else max_connections
+        self._wanted_connections = max_connections
+        self.max_connections = share_descriptors(present_descriptors(), max_connections).connections
+        """How many are open at a time."""
         self._frame_timeout = frame_timeout
         self._idle_timeout = idle_timeout
         self._ack_write_timeout = ack_write_timeout
@@ -161,6 +160,9 @@ class TcpRequestPlane(RequestPlane):
             trio.open_nursery() as nursery,
         ):
             self._bound = self._network.local_address(listener)
+            if self._wanted_connections is not None and self._wanted_connections > self.max_connections:
+                text = "max_connections of %d does not fit the limit of open files and is taken for %d"
+                logger.warning(text, self._wanted_connections, self.max_connections)
             task_status.started()
             while True:
                 try:
@@ -171,10 +173,10 @@ class TcpRequestPlane(RequestPlane):
                     self._accept_log.log(logging.ERROR, f"accept {name}", "cannot accept a connection: %s", exc)
                     await trio.sleep(_ACCEPT_BACKOFF)
                     continue
-                if self.tallies.connections_open >= self._max_connections:
+                if self.tallies.connections_open >= self.max_connections:
                     self.tallies.connections_refused["limit"] += 1
                     self._accept_log.log(
-                        logging.WARNING, "connections", "connection refused: %d are open", self._max_connections
+                        logging.WARNING, "connections", "connection refused: %d are open", self.max_connections
                     )
                     await trio.aclose_forcefully(stream)
                     continue
@@ -313,15 +315,3 @@ def _path_of(frame: RequestFrame) -> str | None:
         return frame.path
     except InvalidMessage:
         return None  # refused like an unknown one, so that callers who understand no refusal are told too
-
-
-def default_max_connections() -> int:
-    """Return how many connections the process's limit of descriptors leaves room for."""
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows, which has no such limit
-        return _MOST_CONNECTIONS
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return _MOST_CONNECTIONS
-    return min(_MOST_CONNECTIONS, max(soft - _RESERVED_DESCRIPTORS, 1))

@@ -105,6 +105,8 @@ class MemoryNetwork:
             back-pressure. By default an unbounded pair.
     """
 
+    takes_descriptors = False
+
     def __init__(self, make_pair: Callable[[], StreamPair] = trio.testing.memory_stream_pair) -> None:
         self.listeners: dict[tuple[str, int], MemoryListener] = {}
         self.connects: list[tuple[str, int]] = []
