@@ -176,14 +176,35 @@ def test_the_limit_of_open_files_is_held_against_the_requests(monkeypatch: pytes
 
     for limits, requests, verdict, remedy in (
         ((20_000, 20_000), 2048, Verdict.OK, ""),
+        ((4300, 4300), 2048, Verdict.WARN, "LimitNOFILE=11136 in its unit, or --engine-request-limit 722"),
+        ((11_136, 11_136), 2048, Verdict.OK, ""),
+        ((4300, 4300), 722, Verdict.OK, ""),
+        ((4300, 4300), 723, Verdict.WARN, "LimitNOFILE=4352 in its unit, or --engine-request-limit 722"),
         ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), 2048, Verdict.OK, ""),
         ((1024, 1 << 20), 2048, Verdict.OK, ""),  # a worker raises it
-        ((1024, 1024), 2048, Verdict.WARN, "LimitNOFILE=4224 in its unit, or --engine-request-limit 448"),
-        ((64, 64), 2048, Verdict.FAIL, "LimitNOFILE=4224 in its unit"),
+        ((1024, 1024), 2048, Verdict.WARN, "LimitNOFILE=11136 in its unit, or --engine-request-limit 163"),
+        ((64, 64), 2048, Verdict.FAIL, "LimitNOFILE=11136 in its unit"),
     ):
         monkeypatch.setattr(resource, "getrlimit", lambda which, limits=limits: limits)
         finding = only(check_descriptors(requests))
         assert (finding.verdict, finding.remedy) == (verdict, remedy)
+
+
+@posix
+def test_l04_the_limit_of_open_files_is_held_against_the_line_and_the_connections(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import resource
+
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (4300, 4300))
+    finding = only(check_descriptors(100, 600, 2000))
+    assert finding.verdict is Verdict.OK
+    assert finding.text == (
+        "a limit of 4300: up to 2000 connections, and 2108 for answers, of which 700 requests at once need up to 1400, "
+        "beside those that linger"
+    )
+    assert only(check_descriptors(100, 900)).remedy == "LimitNOFILE=5888 in its unit"  # the line alone is too long
+    assert only(check_descriptors(100, 0, 8192)).remedy == "LimitNOFILE=11136 in its unit"
 
 
 # -- discovery --------------------------------------------------------------------------------------------------------

@@ -70,12 +70,16 @@ def _checks(worker: WorkerOptions, status: StatusFlags, discovery: DiscoveryOpti
         ("libraries", _in_thread(check_libraries)),
         ("variables", _in_thread(lambda: check_variables(os.environ, names_we_read()))),
         ("clock", _in_thread(check_clock)),
-        ("descriptors", _in_thread(lambda: check_descriptors(worker.engine_request_limit))),
+        ("descriptors", _in_thread(lambda: _check_descriptors(worker))),
         ("discovery", _in_thread(lambda: _check_discovery(discovery))),
         ("address", partial(_check_address, worker)),
         ("status", partial(check_status_port, status.status_host, status.status_port)),
         ("plug-ins", _in_thread(check_plugins)),
     ]
+
+
+def _check_descriptors(worker: WorkerOptions) -> list[Finding]:
+    return check_descriptors(worker.engine_request_limit, worker.request_queue_limit, worker.max_connections)
 
 
 def _check_discovery(discovery: DiscoveryOptions) -> list[Finding]:

@@ -8,7 +8,8 @@ import re
 import sys
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 
-from .._descriptors import reachable_descriptors
+from .._descriptors import DescriptorBudget, StreamDescriptors, reachable_descriptors, share_descriptors
+from .._dialled import max_lingering
 from ._findings import Finding, fail, ok, warn
 from ._plugins import find_plugins
 from ._targets import OWN_DISTRIBUTION
@@ -19,10 +20,6 @@ _CLAUSE = re.compile(r"(>=|<=|==|!=|<|>|~=)\s*([0-9][0-9.]*)")
 # A clock that stands before this project's beginnings was never set.
 _EARLIEST = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)
 _LATEST = datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC)
-
-# Beside those of the requests: the standard streams, listeners, the event loop's own, discovery, connections of callers
-# that carry the requests, scrapes.
-_OTHER_DESCRIPTORS = 128
 
 # A bidirectional request dials back twice.
 _DESCRIPTORS_A_REQUEST = 2
@@ -101,19 +98,45 @@ def check_clock() -> list[Finding]:
     return [ok("clock", text)]
 
 
-def check_descriptors(engine_request_limit: int) -> list[Finding]:
+def check_descriptors(
+    engine_request_limit: int, request_queue_limit: int = 0, max_connections: int | None = None
+) -> list[Finding]:
     """Hold the limit of open files that a worker can give itself against what it needs when it is full."""
     topic = "descriptors"
-    needed = engine_request_limit * _DESCRIPTORS_A_REQUEST + _OTHER_DESCRIPTORS
     limit = reachable_descriptors()
-    shown = "no limit" if limit is None else f"a limit of {limit}"
-    text = f"{shown}; {engine_request_limit} requests at once need up to {needed}"
-    if limit is None or limit >= needed:
+    if limit is None:
+        return [ok(topic, "no limit")]
+    budget = share_descriptors(limit, max_connections)
+    requests = engine_request_limit + request_queue_limit
+    needed = requests * _DESCRIPTORS_A_REQUEST
+    text = (
+        f"a limit of {limit}: up to {budget.connections} connections, and {budget.streams} for answers, "
+        f"of which {requests} requests at once need up to {needed}, beside those that linger"
+    )
+    fitting = _requests_that_fit(budget)
+    if fitting >= requests and budget.connections == (max_connections or budget.connections):
         return [ok(topic, text)]
-    fitting = (limit - _OTHER_DESCRIPTORS) // _DESCRIPTORS_A_REQUEST
+    remedy = f"LimitNOFILE={_limit_needed(requests, max_connections)} in its unit"
     if fitting < 1:
-        return [fail(topic, text, f"LimitNOFILE={needed} in its unit")]
-    return [warn(topic, text, f"LimitNOFILE={needed} in its unit, or --engine-request-limit {fitting}")]
+        return [fail(topic, text, remedy)]
+    if fitting < requests and fitting > request_queue_limit:
+        remedy += f", or --engine-request-limit {fitting - request_queue_limit}"
+    return [warn(topic, text, remedy)]
+
+
+def _requests_that_fit(budget: DescriptorBudget) -> int:
+    streams = StreamDescriptors(budget.streams).limit
+    return (streams - max_lingering(streams)) // _DESCRIPTORS_A_REQUEST
+
+
+def _limit_needed(requests: int, max_connections: int | None) -> int:
+    """Return the smallest limit of open files under which so many requests and connections fit, in steps of 64."""
+    limit = 64
+    while True:
+        budget = share_descriptors(limit, max_connections)
+        if _requests_that_fit(budget) >= requests and budget.connections == (max_connections or budget.connections):
+            return limit
+        limit += 64
 
 
 def check_plugins() -> list[Finding]:
