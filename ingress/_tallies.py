@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-CONNECTION_REFUSALS = ("limit", "tls")
+# "silent" made room for another, having sent no request for a while; "peer" and "limit" found none.
+CONNECTION_REFUSALS = ("limit", "peer", "silent", "tls")
 FRAME_REFUSALS = ("too_large", "path", "deadline")
 DIAL_DENIALS = ("unreadable", "policy", "reserved", "denied", "failing")
 SLOW_PEER_SIDES = ("request", "response")

@@ -336,6 +336,9 @@ class PlaneOptions:
     max_connections: int | None = field(validator=optional(a_count))
     """None where the plane shall find out."""
 
+    max_connections_per_peer: int | None = field(validator=optional(a_count))
+    """None where the plane shall find out."""
+
     frame_timeout: float = field(validator=a_deadline)
     """Seconds from a request's first byte to its last, beside what its size needs."""
 

@@ -7,7 +7,7 @@ import logging
 import math
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -292,12 +292,54 @@ async def test_f15_connections_above_the_limit_are_closed_and_counted_and_make_r
     async with serve_plane(max_connections=2) as served:
         first, second, third = [await served.connect() for _ in range(3)]
         assert await is_closed(third)
-        assert served.tallies.connections_refused["limit"] == 1
+        assert served.tallies.connections_refused["peer"] == 1
         await first.send_all(frame())
         assert await read_acks(first, 1) == [""]
         await second.aclose()
         await wait_all_tasks_blocked()
         assert served.tallies.connections_open == 1
+        await assert_serves(served)
+
+
+@pytest.mark.parametrize("kind", ["memory", "socket"])
+async def test_f14_f15_a_connection_that_never_sent_a_request_makes_room(
+    kind: str, mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = TcpNetwork() if kind == "socket" else None
+    options = {"max_connections": 3, "max_connections_per_peer": 3}
+    async with serve_plane(network, **options) as served, AsyncExitStack() as stack:
+
+        async def connect() -> trio.abc.Stream:
+            return await stack.enter_async_context(await served.connect())
+
+        used, silent, trickling = [await connect() for _ in range(3)]
+        await used.send_all(frame())
+        assert await read_acks(used, 1) == [""]
+        await trickling.send_all(frame()[:5])
+        assert await is_closed(await connect())  # none has been silent for long
+        mock_clock.jump(11)
+        for gone in (silent, trickling):
+            new = await connect()
+            await new.send_all(frame())
+            assert await read_acks(new, 1) == [""]
+            assert await is_closed(gone)
+        assert await is_closed(await connect())  # those that are left have sent one
+        await used.send_all(frame())
+        assert await read_acks(used, 1) == [""]
+        await wait_all_tasks_blocked(0.01)
+        assert served.tallies.connections_open == 3
+        assert served.tallies.connections_refused == {"limit": 0, "peer": 2, "silent": 2, "tls": 0}
+        assert "closed to make room: it has sent no request" in caplog.text
+        assert "internal error" not in caplog.text
+
+
+async def test_f15_the_connections_of_one_peer_have_a_limit_of_their_own() -> None:
+    async with serve_plane(max_connections=8) as served:
+        streams = [await served.connect() for _ in range(6)]
+        assert await is_closed(await served.connect())
+        assert served.tallies.connections_refused["peer"] == 1
+        await streams.pop().aclose()
+        await wait_all_tasks_blocked()
         await assert_serves(served)
 
 

@@ -175,6 +175,14 @@ class WorkerOptions:
             least=1,
         ),
     ] = None
+    max_connections_per_peer: Annotated[
+        int | None,
+        _number(
+            "INGRESS_MAX_CONNECTIONS_PER_PEER",
+            "Request connections of one address; if not set, three quarters of all that there may be.",
+            least=1,
+        ),
+    ] = None
     stop_grace: Annotated[float, _seconds("INGRESS_STOP_GRACE", "Seconds a stopped engine has for its last words.")] = (
         0.0
     )
@@ -210,6 +218,7 @@ class WorkerOptions:
             "max_frame_size": self.max_message_size,
             "max_response_chunk": self.max_response_chunk,
             "max_connections": self.max_connections,
+            "max_connections_per_peer": self.max_connections_per_peer,
             "engine_request_limit": self.engine_request_limit,
             "request_queue_limit": self.request_queue_limit,
             "queue_deadline": self.queue_deadline,

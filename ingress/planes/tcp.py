@@ -29,6 +29,7 @@ from ..wire.request_frame import (
     encode_ack,
 )
 from ..wire.two_part import PREFIX
+from ._connections import Connection, Connections, default_of_peer
 
 logger = logging.getLogger("ingress.planes.tcp")
 
@@ -66,6 +67,7 @@ def tcp_request_plane(options: PlaneOptions) -> TcpRequestPlane:
         advertise=options.advertise,
         max_frame_size=options.max_frame_size,
         max_connections=options.max_connections,
+        max_connections_per_peer=options.max_connections_per_peer,
         frame_timeout=options.frame_timeout,
         idle_timeout=options.idle_timeout,
         ack_write_timeout=options.ack_write_timeout,
@@ -84,6 +86,7 @@ class TcpRequestPlane(RequestPlane):
         advertise: str | None = None,
         max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
         max_connections: int | None = None,
+        max_connections_per_peer: int | None = None,
         frame_timeout: float = DEFAULT_FRAME_TIMEOUT,
         idle_timeout: float | None = None,
         ack_write_timeout: float = DEFAULT_ACK_WRITE_TIMEOUT,
@@ -93,6 +96,8 @@ class TcpRequestPlane(RequestPlane):
         Args:
             max_connections: more are closed as they come; by default half of what the limit of descriptors leaves room
                 for, at most 8,192. What is asked for is had as far as a quarter of that room remains for answers.
+            max_connections_per_peer: more of one address are closed as they come; by default three quarters of those.
+                At either limit the oldest connection that has not sent a whole request within 10 seconds makes room.
             frame_timeout: seconds for a frame, from its first byte, beside one for each 64 KiB that it announces.
             idle_timeout: seconds between two frames; callers pool their connections, so by default no limit.
             ack_write_timeout: seconds for a caller to take its acks.
@@ -102,7 +107,11 @@ class TcpRequestPlane(RequestPlane):
         Raises:
             ValueError: a value can be no limit.
         """
-        for name, count in (("max_frame_size", max_frame_size), ("max_connections", max_connections)):
+        for name, count in (
+            ("max_frame_size", max_frame_size),
+            ("max_connections", max_connections),
+            ("max_connections_per_peer", max_connections_per_peer),
+        ):
             if count is not None:
                 check_count(name, count)
         check_deadline("frame_timeout", frame_timeout)
@@ -122,6 +131,10 @@ class TcpRequestPlane(RequestPlane):
         self._ack_write_timeout = ack_write_timeout
         self.tallies = Tallies() if tallies is None else tallies
         """What its limits did; the worker's metrics show it."""
+        of_peer = (
+            default_of_peer(self.max_connections) if max_connections_per_peer is None else max_connections_per_peer
+        )
+        self._connections = Connections(self.max_connections, of_peer, self.tallies)
         self._bound: tuple[str, int] | None = None
         self._log = RateLimitedLogger(logger)
         self._accept_log = RateLimitedLogger(logger, per_second=1)
@@ -173,28 +186,36 @@ class TcpRequestPlane(RequestPlane):
                     self._accept_log.log(logging.ERROR, f"accept {name}", "cannot accept a connection: %s", exc)
                     await trio.sleep(_ACCEPT_BACKOFF)
                     continue
-                if self.tallies.connections_open >= self.max_connections:
-                    self.tallies.connections_refused["limit"] += 1
-                    self._accept_log.log(
-                        logging.WARNING, "connections", "connection refused: %d are open", self.max_connections
-                    )
-                    await trio.aclose_forcefully(stream)
-                    continue
-                self.tallies.connections_open += 1
-                nursery.start_soon(self._serve_connection, stream, receive)
+                await self._enter(stream, receive, nursery)
 
-    async def _serve_connection(self, stream: trio.abc.Stream, receive: PushReceiver) -> None:
-        """The wall round one connection: whatever goes wrong with it ends it and nothing else."""
+    async def _enter(self, stream: trio.abc.Stream, receive: PushReceiver, nursery: trio.Nursery) -> None:
+        """Serve a new connection where there is a place for it, or close it."""
         peer_host = self._network.peer_host(stream)
+        connection, given_up = self._connections.enter(stream, peer_host)
+        if connection is not None:
+            nursery.start_soon(self._serve_connection, connection, receive)
+        else:
+            text = "connection from %s refused: %d are open, of one peer %d at most"
+            most, of_peer = self._connections.most, self._connections.most_of_peer
+            self._accept_log.log(logging.WARNING, "connections", text, peer_host, most, of_peer)
+            await trio.aclose_forcefully(stream)
+        if given_up is not None:
+            text = "connection from %s closed to make room: it has sent no request"
+            self._accept_log.log(logging.WARNING, "silent connection", text, given_up.peer_host)
+            await trio.aclose_forcefully(given_up.stream)  # its own task finds it closed
+
+    async def _serve_connection(self, connection: Connection, receive: PushReceiver) -> None:
+        """The wall round one connection: whatever goes wrong with it ends it and nothing else."""
+        stream, peer_host = connection.stream, connection.peer_host
         try:
             if await self._shake_hands(stream, peer_host):
-                await self._converse(stream, receive, peer_host)
+                await self._converse(connection, receive)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             logger.debug("request connection from %s reset", peer_host)
         except Exception:
             logger.exception("request connection from %s: internal error", peer_host)
         finally:
-            self.tallies.connections_open -= 1
+            self._connections.leave(connection)
             await close_now(stream)
 
     async def _shake_hands(self, stream: trio.abc.Stream, peer_host: str | None) -> bool:
@@ -210,7 +231,8 @@ class TcpRequestPlane(RequestPlane):
             return False
         return True
 
-    async def _converse(self, stream: trio.abc.Stream, receive: PushReceiver, peer_host: str | None) -> None:
+    async def _converse(self, connection: Connection, receive: PushReceiver) -> None:
+        stream, peer_host = connection.stream, connection.peer_host
         decoder = RequestFrameDecoder(max_frame_size=self._max_frame_size)
         frames, begun_at = 0, trio.current_time()
         while data := await self._receive_some(stream, decoder, begun_at, peer_host):
@@ -228,6 +250,8 @@ class TcpRequestPlane(RequestPlane):
                 acks += encode_ack(await self._refuse(stream, decoder.oversized, refusal, receive, peer_host))
             elif decoder.frames != frames:  # what is left over began with this read
                 frames, begun_at = decoder.frames, trio.current_time()
+                if not connection.is_proven:
+                    self._connections.prove(connection)
             if acks and not await self._send_acks(stream, acks, peer_host):
                 return
             if refusal is not None:

@@ -1,0 +1,125 @@
+"""The request connections that are open: how many, whose, and which of them give way when there is no room for more.
+
+A connection that has sent a whole request is somebody's, however long it rests. One that never has gives its place up
+after a while, but only to another: whoever opens all that there may be must not keep the others out for good.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import trio
+
+from .._tallies import Tallies
+
+# What one peer may hold of them, so that the others find some. Callers pool theirs: a few for each process.
+PEER_SHARE = 0.75
+
+# A caller sends its first request as soon as it is connected.
+MAX_SILENCE = 10.0
+
+
+class Connection:
+    """One that is open; for the tasks of its plane."""
+
+    __slots__ = ("is_open", "is_proven", "opened_at", "peer", "peer_host", "stream")
+
+    def __init__(self, stream: trio.abc.Stream, peer_host: str | None, peer: Peer | None, opened_at: float) -> None:
+        self.stream = stream
+        self.peer_host = peer_host
+        self.peer = peer
+        self.opened_at = opened_at
+        self.is_open = True
+        self.is_proven = False
+        """True once it has sent a whole request."""
+
+
+class Peer:
+    """What one address has open."""
+
+    __slots__ = ("open", "silent")
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.silent: dict[Connection, None] = {}
+        """Those that have not sent a whole request yet, the oldest first."""
+
+
+class Connections:
+    """The open connections of a plane; for its event loop.
+
+    Args:
+        most: how many may be open.
+        most_of_peer: how many of one address.
+        tallies: where refusals are counted.
+        now: tells the time.
+    """
+
+    def __init__(
+        self, most: int, most_of_peer: int, tallies: Tallies, now: Callable[[], float] = trio.current_time
+    ) -> None:
+        self._now = now
+        self.most = most
+        self.most_of_peer = most_of_peer
+        self._tallies = tallies
+        self._peers: dict[str, Peer] = {}  # only those that have some
+        self._silent: dict[Connection, None] = {}
+
+    def enter(self, stream: trio.abc.Stream, peer_host: str | None) -> tuple[Connection | None, Connection | None]:
+        """Take a connection in; it is refused, and counted, where there is no place for it.
+
+        Returns:
+            the connection, None where it was refused; and another one that has left for it, to be closed now.
+        """
+        peer = None if peer_host is None else self._peers.get(peer_host)
+        given_up = None
+        if peer is not None and peer.open >= self.most_of_peer:
+            given_up, reason = self._longest_silent(peer.silent), "peer"
+        elif self._tallies.connections_open >= self.most:
+            given_up, reason = self._longest_silent(self._silent), "limit"
+        else:
+            reason = ""
+        if reason and given_up is None:
+            self._tallies.connections_refused[reason] += 1
+            return None, None
+        if given_up is not None:
+            self._tallies.connections_refused["silent"] += 1
+            self.leave(given_up)
+        if peer_host is not None:
+            peer = self._peers.setdefault(peer_host, Peer())
+        connection = Connection(stream, peer_host, peer, self._now())
+        self._tallies.connections_open += 1
+        self._silent[connection] = None
+        if peer is not None:
+            peer.open += 1
+            peer.silent[connection] = None
+        return connection, given_up
+
+    def prove(self, connection: Connection) -> None:
+        """Note that a connection has sent a whole request: it gives way to nobody any more."""
+        connection.is_proven = True
+        self._silent.pop(connection, None)
+        if connection.peer is not None:
+            connection.peer.silent.pop(connection, None)
+
+    def leave(self, connection: Connection) -> None:
+        """Note that a connection is closed, or about to be; what is noted already is not noted twice."""
+        if not connection.is_open:
+            return
+        connection.is_open = False
+        self._tallies.connections_open -= 1
+        self.prove(connection)
+        if (peer := connection.peer) is not None:
+            peer.open -= 1
+            if not peer.open and connection.peer_host is not None:
+                del self._peers[connection.peer_host]
+
+    def _longest_silent(self, silent: dict[Connection, None]) -> Connection | None:
+        first = next(iter(silent), None)
+        return first if first is not None and self._now() - first.opened_at >= MAX_SILENCE else None
+
+
+def default_of_peer(most: int) -> int:
+    """Return how many of so many connections one peer may hold."""
+    return max(math.ceil(most * PEER_SHARE), 1)

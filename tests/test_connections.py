@@ -1,0 +1,126 @@
+"""Which request connections are let in, and which give way; the plane's part is in ``test_tcp_plane.py``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trio
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from trio.testing import MockClock
+
+from ingress._tallies import Tallies
+from ingress.planes._connections import MAX_SILENCE, Connection, Connections, default_of_peer
+
+
+def make(most: int, of_peer: int | None = None) -> Connections:
+    return Connections(most, default_of_peer(most) if of_peer is None else of_peer, Tallies())
+
+
+def enter(connections: Connections, peer: str | None) -> tuple[Connection | None, Connection | None]:
+    stream: Any = None
+    return connections.enter(stream, peer)
+
+
+def admit(connections: Connections, peer: str | None) -> Connection:
+    connection, given_up = enter(connections, peer)
+    assert connection is not None and given_up is None
+    return connection
+
+
+@pytest.mark.parametrize(("most", "of_peer"), [(8192, 6144), (2, 2), (1, 1), (464, 348)])
+def test_f15_a_peer_may_hold_three_quarters(most: int, of_peer: int) -> None:
+    assert default_of_peer(most) == of_peer
+
+
+async def test_f15_one_peer_leaves_the_others_their_quarter() -> None:
+    connections = make(8)
+    greedy = [admit(connections, "10.0.0.1") for _ in range(6)]
+    assert enter(connections, "10.0.0.1") == (None, None)
+    others = [admit(connections, peer) for peer in ("10.0.0.2", None)]
+    assert enter(connections, "10.0.0.3") == (None, None)
+    assert connections._tallies.connections_refused == {"limit": 1, "peer": 1, "silent": 0, "tls": 0}
+    for connection in (*greedy, *others):
+        connections.leave(connection)
+        connections.leave(connection)
+    assert connections._tallies.connections_open == 0
+    assert not connections._peers and not connections._silent
+
+
+async def test_f14_f15_the_longest_silent_connection_gives_way(autojump_clock: MockClock) -> None:
+    connections = make(4, of_peer=4)
+    first, second = admit(connections, "10.0.0.1"), admit(connections, "10.0.0.2")
+    await trio.sleep(1)
+    third, fourth = admit(connections, "10.0.0.1"), admit(connections, "10.0.0.2")
+    connections.prove(first)
+    await trio.sleep(MAX_SILENCE - 1.5)
+    assert enter(connections, "10.0.0.3") == (None, None)  # not for so long yet
+    await trio.sleep(1)
+    new, given_up = enter(connections, "10.0.0.3")
+    assert new is not None and given_up is second
+    assert enter(connections, "10.0.0.3") == (None, None)
+    await trio.sleep(MAX_SILENCE)
+    connections.prove(third)
+    assert enter(connections, "10.0.0.3")[1] is fourth
+    assert connections._tallies.connections_refused == {"limit": 2, "peer": 0, "silent": 2, "tls": 0}
+    assert connections._tallies.connections_open == 4
+
+
+async def test_f15_a_peer_at_its_limit_displaces_only_its_own(autojump_clock: MockClock) -> None:
+    connections = make(10, of_peer=2)
+    other = admit(connections, "10.0.0.2")
+    await trio.sleep(1)
+    own = [admit(connections, "10.0.0.1") for _ in range(2)]
+    await trio.sleep(MAX_SILENCE)
+    assert [enter(connections, "10.0.0.1")[1] for _ in range(2)] == own
+    assert enter(connections, "10.0.0.1") == (None, None)
+    assert other.is_open
+
+
+class Book(RuleBasedStateMachine):
+    """Connections come, prove themselves and leave in any order; the sums hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.open: list[Connection] = []
+        self.connections = Connections(6, 4, Tallies(), now=lambda: self.now)
+
+    @rule(seconds=st.floats(0, 12))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(peer=st.sampled_from(["a", "b", None]))
+    def come(self, peer: str | None) -> None:
+        connection, given_up = enter(self.connections, peer)
+        if given_up is not None:
+            assert not given_up.is_open and given_up.opened_at <= self.now - MAX_SILENCE
+            self.open.remove(given_up)
+        if connection is not None:
+            self.open.append(connection)
+        else:
+            of_peer = sum(each.peer_host == peer for each in self.open) if peer else 0
+            assert len(self.open) == 6 or of_peer == 4
+
+    @rule(at=st.integers(0, 5))
+    def prove(self, at: int) -> None:
+        if at < len(self.open):
+            self.connections.prove(self.open[at])
+
+    @rule(at=st.integers(0, 5))
+    def leave(self, at: int) -> None:
+        if at < len(self.open):
+            self.connections.leave(self.open.pop(at))
+
+    @invariant()
+    def counts_hold(self) -> None:
+        assert self.connections._tallies.connections_open == len(self.open) <= 6
+        peers = {peer: count.open for peer, count in self.connections._peers.items()}
+        assert peers == {
+            name: count for name in ("a", "b") if (count := sum(each.peer_host == name for each in self.open))
+        }
+        assert all(count <= 4 for count in peers.values())
+
+
+TestBook = Book.TestCase
