@@ -7,6 +7,7 @@ Without a limit nothing is read at all. The limit may be a parent's: the tightes
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,6 +96,16 @@ def find_memory_limit(root: Path = Path("/")) -> MemoryLimit | None:
         if limit.limit < _NO_LIMIT:
             found.append(limit)
     return min(found, key=lambda each: each.limit, default=None)
+
+
+def find_usable_memory() -> int | None:
+    """Return how many bytes this process may use: the limit over it, or what the machine has; None where unknown."""
+    if (limit := find_memory_limit()) is not None:
+        return limit.limit
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows has no such question
+        return None
 
 
 def _candidates(root: Path) -> Iterator[tuple[Path, Path, Path, str]]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 # "silent" made room for another, having sent no request for a while; "peer" and "limit" found none.
 CONNECTION_REFUSALS = ("limit", "peer", "silent", "tls")
-FRAME_REFUSALS = ("too_large", "path", "deadline")
+FRAME_REFUSALS = ("too_large", "path", "deadline", "overloaded")
 DIAL_DENIALS = ("unreadable", "policy", "reserved", "denied", "failing")
 SLOW_PEER_SIDES = ("request", "response")
 

@@ -77,6 +77,7 @@ class Worker:
         max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
         max_connections: int | None = None,
         max_connections_per_peer: int | None = None,
+        max_incomplete_bytes: int | None = None,
         frame_timeout: float = DEFAULT_FRAME_TIMEOUT,
         idle_timeout: float | None = None,
         ack_write_timeout: float = DEFAULT_ACK_WRITE_TIMEOUT,
@@ -116,13 +117,14 @@ class Worker:
         """Set when the drain is over; what has not ended :data:`CLOSING_TIME` later is cancelled."""
         # -- who comes in --
         descriptors = StreamDescriptors()
+        memory = None if memory_watermark is None else MemoryWatermark(memory_watermark, find_memory_limit())
         self.admission = Admission(
             engine_request_limit,
             request_queue_limit,
             policy=admission,
             queue_deadline=queue_deadline,
             max_inflight_per_peer=max_inflight_per_peer,
-            memory=None if memory_watermark is None else MemoryWatermark(memory_watermark, find_memory_limit()),
+            memory=memory,
             descriptors=descriptors,
         )
         self.open_requests = OpenRequests()
@@ -148,10 +150,12 @@ class Worker:
                     max_frame_size,
                     max_connections,
                     max_connections_per_peer,
+                    max_incomplete_bytes,
                     frame_timeout,
                     idle_timeout,
                     ack_write_timeout,
                     os.environ,
+                    None if memory is None else memory.is_exceeded,
                 ),
             )
         self._plane = plane

@@ -339,6 +339,9 @@ class PlaneOptions:
     max_connections_per_peer: int | None = field(validator=optional(a_count))
     """None where the plane shall find out."""
 
+    max_incomplete_bytes: int | None = field(validator=optional(a_count))
+    """Bytes of requests that have not arrived whole, of all callers; None where the plane shall find out."""
+
     frame_timeout: float = field(validator=a_deadline)
     """Seconds from a request's first byte to its last, beside what its size needs."""
 
@@ -350,6 +353,9 @@ class PlaneOptions:
 
     environ: Mapping[str, str] = field(repr=False)
     """The process's environment, for whatever else it needs."""
+
+    is_short_of_memory: Callable[[int], bool] | None = field(default=None, repr=False)
+    """Whether so many bytes of a request more would be too much for the process; None where nobody knows."""
 
 
 PlaneFactory = Callable[[PlaneOptions], RequestPlane]

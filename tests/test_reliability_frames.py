@@ -16,7 +16,7 @@ import trio
 from ingress.wire.request_frame import encode_request_frame
 from ingress.wire.two_part import encode_two_part
 
-from .reliability.served import Watch, Worker, open_worker
+from .reliability.served import PATIENCE, Watch, Worker, open_worker
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory and descriptors are read in /proc")
 
@@ -219,6 +219,24 @@ async def test_f13_f14_slow_and_silent_and_idle_connections_cost_little_and_hold
     for stream in streams:
         await stream.aclose()
     await watch.assert_back()
+
+
+async def test_f03_f13_partial_frames_of_the_largest_size_are_held_only_as_far_as_the_budget_goes() -> None:
+    """Forty of them held 1.35 GB."""
+    with open_worker("--max-incomplete-bytes", str(64 << 20)) as worker:
+        watch = Watch(worker)
+        part = encode_request_frame(worker.record.tcp_target[1], {}, bytes((32 << 20) - 200))[: 31 << 20]
+        streams = [await worker.connect() for _ in range(12)]
+        for stream in streams:
+            with contextlib.suppress(trio.BrokenResourceError), trio.move_on_after(PATIENCE):
+                await stream.send_all(part)
+        assert worker.memory() - watch.memory < 128 << 20
+        assert worker.peak_memory() - watch.memory < 160 << 20
+        assert await worker.sample("ingress_frames_refused_total", reason="overloaded") >= 10
+        await worker.assert_alive()
+        for stream in streams:
+            stream.close_nowait()
+        await watch.assert_back(growth=160 << 20)
 
 
 async def test_f15_five_thousand_connections_are_held_and_given_back(worker: Worker) -> None:

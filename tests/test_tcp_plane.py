@@ -354,6 +354,61 @@ async def test_f15_more_connections_than_fit_the_limit_of_descriptors_are_not_ta
     assert [record.getMessage() for record in caplog.records] == [text]
 
 
+# -- frames that have not arrived whole ------------------------------------------------------------------------------
+
+LARGE = frame("large", b"x" * 400_000)
+UNFINISHED = "Server overloaded: too many bytes of unfinished requests"
+
+
+async def test_f03_f13_large_frames_that_wait_for_their_rest_have_a_limit_together(autojump_clock: MockClock) -> None:
+    async with serve_plane(max_frame_size=500_000, max_incomplete_bytes=1_000_000) as served:
+        waiting = [await served.connect() for _ in range(2)]
+        for stream in waiting:
+            await stream.send_all(LARGE[:350_000])  # of one peer, which may hold 750,000
+        await wait_all_tasks_blocked()
+        one_more = await served.connect()
+        await one_more.send_all(LARGE[:200_000])
+        assert await read_acks(one_more, 2) == [UNFINISHED]
+        assert await is_closed(one_more)
+        assert served.tallies.frames_refused["overloaded"] == 1
+        await assert_serves(served)  # small ones are
+        await waiting[0].send_all(LARGE[350_000:])
+        assert await read_acks(waiting[0], 1) == [""]  # and those that wait come to their end
+        again = await served.connect()
+        await again.send_all(LARGE)
+        assert await read_acks(again, 1) == [""]
+        await waiting[1].aclose()
+        await wait_all_tasks_blocked()
+        assert served.plane._incomplete.held == 0
+
+
+async def test_f13_a_frame_that_is_overdue_gives_its_bytes_back(autojump_clock: MockClock) -> None:
+    async with serve_plane() as served:
+        stream = await served.connect()
+        await stream.send_all(LARGE[:300_000])
+        await wait_all_tasks_blocked()
+        assert served.plane._incomplete.held == 300_000
+        await trio.sleep(60)
+        assert await is_closed(stream)
+        assert served.plane._incomplete.held == 0
+
+
+async def test_l08_a_large_frame_is_refused_while_memory_is_short(autojump_clock: MockClock) -> None:
+    is_short = False
+    async with serve_plane(is_short_of_memory=lambda size: is_short) as served:
+        stream, other = await served.connect(), await served.connect()
+        await stream.send_all(LARGE[:200_000])
+        await wait_all_tasks_blocked()
+        is_short = True
+        await trio.sleep(5)  # what is held is kept
+        await stream.send_all(LARGE[200_000:210_000])
+        assert await read_acks(stream, 2) == ["Server overloaded: worker is short of memory"]
+        assert await is_closed(stream)
+        await other.send_all(frame())
+        assert await read_acks(other, 1) == [""]
+        assert served.tallies.frames_refused == {"too_large": 0, "path": 0, "deadline": 0, "overloaded": 1}
+
+
 async def test_f02_the_limit_counts_the_whole_frame_and_is_inclusive(autojump_clock: MockClock) -> None:
     overhead = len(frame("p", b""))
     async with serve_plane(max_frame_size=1000) as served:

@@ -183,6 +183,15 @@ class WorkerOptions:
             least=1,
         ),
     ] = None
+    max_incomplete_bytes: Annotated[
+        int | None,
+        _number(
+            "INGRESS_MAX_INCOMPLETE_BYTES",
+            "Bytes of large requests that have not arrived whole, of all callers; if not set, an eighth of the memory, "
+            "64 MiB at least.",
+            least=1,
+        ),
+    ] = None
     stop_grace: Annotated[float, _seconds("INGRESS_STOP_GRACE", "Seconds a stopped engine has for its last words.")] = (
         0.0
     )
@@ -219,6 +228,7 @@ class WorkerOptions:
             "max_response_chunk": self.max_response_chunk,
             "max_connections": self.max_connections,
             "max_connections_per_peer": self.max_connections_per_peer,
+            "max_incomplete_bytes": self.max_incomplete_bytes,
             "engine_request_limit": self.engine_request_limit,
             "request_queue_limit": self.request_queue_limit,
             "queue_deadline": self.queue_deadline,

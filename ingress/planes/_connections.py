@@ -23,7 +23,7 @@ MAX_SILENCE = 10.0
 class Connection:
     """One that is open; for the tasks of its plane."""
 
-    __slots__ = ("is_open", "is_proven", "opened_at", "peer", "peer_host", "stream")
+    __slots__ = ("incomplete", "is_open", "is_proven", "opened_at", "peer", "peer_host", "stream")
 
     def __init__(self, stream: trio.abc.Stream, peer_host: str | None, peer: Peer | None, opened_at: float) -> None:
         self.stream = stream
@@ -33,14 +33,17 @@ class Connection:
         self.is_open = True
         self.is_proven = False
         """True once it has sent a whole request."""
+        self.incomplete = 0
+        """Bytes of a large request that it has not sent whole yet; :class:`IncompleteFrames` keeps them."""
 
 
 class Peer:
     """What one address has open."""
 
-    __slots__ = ("open", "silent")
+    __slots__ = ("incomplete", "open", "silent")
 
     def __init__(self) -> None:
+        self.incomplete = 0
         self.open = 0
         self.silent: dict[Connection, None] = {}
         """Those that have not sent a whole request yet, the oldest first."""

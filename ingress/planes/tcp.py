@@ -23,6 +23,7 @@ from ..errors import InvalidMessage, MessageTooLarge
 from ..wire.messages import MAX_CONTROL_MESSAGE
 from ..wire.request_frame import (
     DEFAULT_MAX_FRAME_SIZE,
+    OVERLOADED_PREFIX,
     UNAVAILABLE_PREFIX,
     RequestFrame,
     RequestFrameDecoder,
@@ -30,6 +31,7 @@ from ..wire.request_frame import (
 )
 from ..wire.two_part import PREFIX
 from ._connections import Connection, Connections, default_of_peer
+from ._incomplete import LARGE_FRAME, IncompleteFrames
 
 logger = logging.getLogger("ingress.planes.tcp")
 
@@ -68,6 +70,8 @@ def tcp_request_plane(options: PlaneOptions) -> TcpRequestPlane:
         max_frame_size=options.max_frame_size,
         max_connections=options.max_connections,
         max_connections_per_peer=options.max_connections_per_peer,
+        max_incomplete_bytes=options.max_incomplete_bytes,
+        is_short_of_memory=options.is_short_of_memory,
         frame_timeout=options.frame_timeout,
         idle_timeout=options.idle_timeout,
         ack_write_timeout=options.ack_write_timeout,
@@ -87,6 +91,8 @@ class TcpRequestPlane(RequestPlane):
         max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
         max_connections: int | None = None,
         max_connections_per_peer: int | None = None,
+        max_incomplete_bytes: int | None = None,
+        is_short_of_memory: Callable[[int], bool] | None = None,
         frame_timeout: float = DEFAULT_FRAME_TIMEOUT,
         idle_timeout: float | None = None,
         ack_write_timeout: float = DEFAULT_ACK_WRITE_TIMEOUT,
@@ -98,6 +104,11 @@ class TcpRequestPlane(RequestPlane):
                 for, at most 8,192. What is asked for is had as far as a quarter of that room remains for answers.
             max_connections_per_peer: more of one address are closed as they come; by default three quarters of those.
                 At either limit the oldest connection that has not sent a whole request within 10 seconds makes room.
+            max_incomplete_bytes: bytes of requests of more than 64 KiB that have not arrived whole, of all connections;
+                by default an eighth of the memory that the process may use, 64 MiB and one of the largest at least.
+                One peer may hold three quarters of them. A request that would be more is refused and its connection
+                closed.
+            is_short_of_memory: whether so many bytes more would be too much; such a request is refused likewise.
             frame_timeout: seconds for a frame, from its first byte, beside one for each 64 KiB that it announces.
             idle_timeout: seconds between two frames; callers pool their connections, so by default no limit.
             ack_write_timeout: seconds for a caller to take its acks.
@@ -111,6 +122,7 @@ class TcpRequestPlane(RequestPlane):
             ("max_frame_size", max_frame_size),
             ("max_connections", max_connections),
             ("max_connections_per_peer", max_connections_per_peer),
+            ("max_incomplete_bytes", max_incomplete_bytes),
         ):
             if count is not None:
                 check_count(name, count)
@@ -135,6 +147,7 @@ class TcpRequestPlane(RequestPlane):
             default_of_peer(self.max_connections) if max_connections_per_peer is None else max_connections_per_peer
         )
         self._connections = Connections(self.max_connections, of_peer, self.tallies)
+        self._incomplete = IncompleteFrames(max_incomplete_bytes, max_frame_size, is_short_of_memory)
         self._bound: tuple[str, int] | None = None
         self._log = RateLimitedLogger(logger)
         self._accept_log = RateLimitedLogger(logger, per_second=1)
@@ -215,6 +228,7 @@ class TcpRequestPlane(RequestPlane):
         except Exception:
             logger.exception("request connection from %s: internal error", peer_host)
         finally:
+            self._incomplete.note(connection, 0)
             self._connections.leave(connection)
             await close_now(stream)
 
@@ -252,9 +266,16 @@ class TcpRequestPlane(RequestPlane):
                 frames, begun_at = decoder.frames, trio.current_time()
                 if not connection.is_proven:
                     self._connections.prove(connection)
+            is_over = refusal is not None
+            if (decoder.announced_size > LARGE_FRAME or connection.incomplete) and not is_over:
+                overload = self._incomplete.note(connection, decoder.held_bytes)
+                if overload is not None:
+                    is_over = True
+                    decoder.discard()
+                    acks += encode_ack(self._refuse_unfinished(connection, overload))
             if acks and not await self._send_acks(stream, acks, peer_host):
                 return
-            if refusal is not None:
+            if is_over:
                 await _close_after_refusal(stream)
                 return
         if not decoder.is_idle:
@@ -308,6 +329,13 @@ class TcpRequestPlane(RequestPlane):
         return receive(
             Push(_path_of(oversized), bytes(start[:_OVERSIZED_START]), oversized.headers, peer_host, refusal)
         )
+
+    def _refuse_unfinished(self, connection: Connection, reason: str) -> str:
+        """Return the ack of a frame of which no more is taken, and let go of what is held of it."""
+        self._incomplete.note(connection, 0)
+        self.tallies.frames_refused["overloaded"] += 1
+        self._log.log(logging.WARNING, reason, "frame from %s refused: %s", connection.peer_host, reason)
+        return OVERLOADED_PREFIX + reason
 
     async def _send_acks(self, stream: trio.abc.Stream, acks: bytearray, peer_host: str | None) -> bool:
         # Nearly always the kernel takes them at once, and then no deadline is needed: that is a tenth of a request.

@@ -117,6 +117,15 @@ class RequestFrameDecoder:
         return not self._buffer
 
     @property
+    def held_bytes(self) -> int:
+        """Bytes of the frame that has begun, as far as they have arrived."""
+        return len(self._buffer)
+
+    def discard(self) -> None:
+        """Let go of the frame that has begun; whoever calls this wants no more of the connection."""
+        self._buffer = bytearray()
+
+    @property
     def oversized(self) -> RequestFrame | None:
         """The frame whose payload is too large, with as much of it as came in the same read; None where none was."""
         return self._oversized

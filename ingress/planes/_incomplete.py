@@ -1,0 +1,57 @@
+"""How many bytes of requests may be waiting for the rest of theirs, over all connections of a plane.
+
+Each request may be large and take its time, and there may be thousands of connections; together they must not take the
+memory that the answers need. What counts is what has arrived: whoever only announces much keeps nobody out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .._memory_watermark import find_usable_memory
+from ._connections import PEER_SHARE, Connection
+
+# Smaller requests arrive in one read, nearly always. What all connections hold of them is half a gigabyte at most.
+LARGE_FRAME = 64 * 1024
+
+# Of the memory; and what a worker takes however little there is of it.
+MEMORY_SHARE = 8
+LEAST_INCOMPLETE_BYTES = 64 * 1024 * 1024
+
+
+class IncompleteFrames:
+    """The bytes of large requests that have not arrived whole; for the event loop of a plane.
+
+    Args:
+        most: bytes of all; never less than one request of the largest size.
+        max_frame_size: that size.
+        is_short_of_memory: whether so many bytes more would be too much for the process.
+    """
+
+    def __init__(
+        self, most: int | None, max_frame_size: int, is_short_of_memory: Callable[[int], bool] | None = None
+    ) -> None:
+        self.most = max(_default_most() if most is None else most, max_frame_size)
+        self.most_of_peer = max(int(self.most * PEER_SHARE), max_frame_size)
+        self.held = 0
+        self._is_short_of_memory = is_short_of_memory
+
+    def note(self, connection: Connection, held: int) -> str | None:
+        """Note how much a connection holds now; returns why that is too much, where it is."""
+        more = held - connection.incomplete
+        connection.incomplete = held
+        self.held += more
+        peer = connection.peer
+        if peer is not None:
+            peer.incomplete += more
+        if more <= 0:
+            return None
+        if self.held > self.most or (peer is not None and peer.incomplete > self.most_of_peer):
+            return "too many bytes of unfinished requests"
+        if self._is_short_of_memory is not None and self._is_short_of_memory(more):
+            return "worker is short of memory"
+        return None
+
+
+def _default_most() -> int:
+    return max((find_usable_memory() or 0) // MEMORY_SHARE, LEAST_INCOMPLETE_BYTES)
