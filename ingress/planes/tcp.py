@@ -1,7 +1,6 @@
 """The TCP request plane: one listener for every endpoint of a process.
 
-A connection carries any number of back-to-back frames. Its one task reads, decides and acks, in order and never behind
-engine work; a caller that does not read its acks is not read from, and closed at the write deadline.
+Each connection has one task, whose conversation is in :mod:`._conversation`.
 Source: docs/wire.md §1.
 """
 
@@ -9,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
@@ -17,47 +16,22 @@ from .._checks import check_count, check_deadline
 from .._descriptors import present_descriptors, share_descriptors
 from .._network import close_now, join_host_port, routable_host
 from .._tallies import Tallies
-from .._text import RateLimitedLogger, printable
-from ..abc import Network, PlaneOptions, Push, PushReceiver, RequestPlane
-from ..errors import InvalidMessage, MessageTooLarge
-from ..wire.messages import MAX_CONTROL_MESSAGE
-from ..wire.request_frame import (
-    DEFAULT_MAX_FRAME_SIZE,
-    OVERLOADED_PREFIX,
-    UNAVAILABLE_PREFIX,
-    RequestFrame,
-    RequestFrameDecoder,
-    encode_ack,
-)
-from ..wire.two_part import PREFIX
+from .._text import RateLimitedLogger
+from ..abc import Network, PlaneOptions, PushReceiver, RequestPlane
+from ..wire.request_frame import DEFAULT_MAX_FRAME_SIZE
 from ._connections import Connection, Connections, default_of_peer
-from ._incomplete import LARGE_FRAME, IncompleteFrames
+from ._conversation import DEFAULT_ACK_WRITE_TIMEOUT as DEFAULT_ACK_WRITE_TIMEOUT
+from ._conversation import DEFAULT_FRAME_TIMEOUT as DEFAULT_FRAME_TIMEOUT
+from ._conversation import Conversations
+from ._incomplete import IncompleteFrames
 
 logger = logging.getLogger("ingress.planes.tcp")
 
 # Loopback unless told otherwise: the port takes bytes from anybody.
 DEFAULT_HOST = "127.0.0.1"
 
-# Acks are a few bytes each; a caller that leaves them unread for so long has stopped.
-DEFAULT_ACK_WRITE_TIMEOUT = 60.0
-
-# After a refusal that ends the connection the caller may still be sending; reading on for a while lets the ack arrive
-# before the reset that unread bytes would cause.
-_LINGER_TIMEOUT = 1.0
-
-# From a frame's first byte to its last, beside a second for each 64 KiB that it announces: time enough for a slow link,
-# and too little to hold connections open with a byte now and then.
-DEFAULT_FRAME_TIMEOUT = 30.0
-_BYTES_PER_SECOND = 64 * 1024
-
-# The beginning of a payload that is too large: what the largest control message takes, and how long it is waited for.
-_OVERSIZED_START = MAX_CONTROL_MESSAGE + PREFIX.size
-_OVERSIZED_WAIT = 0.5
-
 # Out of descriptors or memory: wait for some to come back instead of spinning.
 _ACCEPT_BACKOFF = 0.1
-
-_READ_SIZE = 64 * 1024
 
 
 def tcp_request_plane(options: PlaneOptions) -> TcpRequestPlane:
@@ -134,13 +108,9 @@ class TcpRequestPlane(RequestPlane):
         self._host = host
         self._port = port
         self._advertise = advertise
-        self._max_frame_size = max_frame_size
         self._wanted_connections = max_connections
         self.max_connections = share_descriptors(present_descriptors(), max_connections).connections
         """How many are open at a time."""
-        self._frame_timeout = frame_timeout
-        self._idle_timeout = idle_timeout
-        self._ack_write_timeout = ack_write_timeout
         self.tallies = Tallies() if tallies is None else tallies
         """What its limits did; the worker's metrics show it."""
         of_peer = (
@@ -148,8 +118,16 @@ class TcpRequestPlane(RequestPlane):
         )
         self._connections = Connections(self.max_connections, of_peer, self.tallies)
         self._incomplete = IncompleteFrames(max_incomplete_bytes, max_frame_size, is_short_of_memory)
+        self._conversations = Conversations(
+            self._connections,
+            self._incomplete,
+            self.tallies,
+            max_frame_size=max_frame_size,
+            frame_timeout=frame_timeout,
+            idle_timeout=idle_timeout,
+            ack_write_timeout=ack_write_timeout,
+        )
         self._bound: tuple[str, int] | None = None
-        self._log = RateLimitedLogger(logger)
         self._accept_log = RateLimitedLogger(logger, per_second=1)
 
     @property
@@ -221,8 +199,7 @@ class TcpRequestPlane(RequestPlane):
         """The wall round one connection: whatever goes wrong with it ends it and nothing else."""
         stream, peer_host = connection.stream, connection.peer_host
         try:
-            if await self._shake_hands(stream, peer_host):
-                await self._converse(connection, receive)
+            await self._conversations.hold(connection, receive)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             logger.debug("request connection from %s reset", peer_host)
         except Exception:
@@ -231,139 +208,3 @@ class TcpRequestPlane(RequestPlane):
             self._incomplete.note(connection, 0)
             self._connections.leave(connection)
             await close_now(stream)
-
-    async def _shake_hands(self, stream: trio.abc.Stream, peer_host: str | None) -> bool:
-        """Do what a connection begins with, which only TLS has; it bounds its time itself."""
-        do_handshake: Callable[[], Awaitable[None]] | None = getattr(stream, "do_handshake", None)
-        if do_handshake is None:
-            return True
-        try:
-            await do_handshake()
-        except trio.BrokenResourceError as exc:
-            self.tallies.connections_refused["tls"] += 1
-            self._log.log(logging.WARNING, "tls", "request connection from %s refused: %s", peer_host, printable(exc))
-            return False
-        return True
-
-    async def _converse(self, connection: Connection, receive: PushReceiver) -> None:
-        stream, peer_host = connection.stream, connection.peer_host
-        decoder = RequestFrameDecoder(max_frame_size=self._max_frame_size)
-        frames, begun_at = 0, trio.current_time()
-        while data := await self._receive_some(stream, decoder, begun_at, peer_host):
-            if decoder.is_idle:
-                begun_at = trio.current_time()
-            decoder.receive_data(data)
-            acks = bytearray()
-            refusal: InvalidMessage | None = None
-            try:
-                for frame in decoder:
-                    acks += encode_ack(self._push(frame, receive, peer_host))
-            except InvalidMessage as exc:
-                refusal = exc
-            if refusal is not None:
-                acks += encode_ack(await self._refuse(stream, decoder.oversized, refusal, receive, peer_host))
-            elif decoder.frames != frames:  # what is left over began with this read
-                frames, begun_at = decoder.frames, trio.current_time()
-                if not connection.is_proven:
-                    self._connections.prove(connection)
-            is_over = refusal is not None
-            if (decoder.announced_size > LARGE_FRAME or connection.incomplete) and not is_over:
-                overload = self._incomplete.note(connection, decoder.held_bytes)
-                if overload is not None:
-                    is_over = True
-                    decoder.discard()
-                    acks += encode_ack(self._refuse_unfinished(connection, overload))
-            if acks and not await self._send_acks(stream, acks, peer_host):
-                return
-            if is_over:
-                await _close_after_refusal(stream)
-                return
-        if not decoder.is_idle:
-            logger.debug("request connection from %s ended inside a frame", peer_host)
-
-    async def _receive_some(
-        self, stream: trio.abc.Stream, decoder: RequestFrameDecoder, begun_at: float, peer_host: str | None
-    ) -> bytes | bytearray:
-        """Read until the frame that has begun is due; b"" then, as at the end of the stream."""
-        if decoder.is_idle:
-            if self._idle_timeout is None:
-                return await stream.receive_some(_READ_SIZE)
-            with trio.move_on_after(self._idle_timeout):
-                return await stream.receive_some(_READ_SIZE)
-            logger.debug("request connection from %s idle for %g s, closing", peer_host, self._idle_timeout)
-            return b""
-        deadline = begun_at + self._frame_timeout + decoder.announced_size / _BYTES_PER_SECOND
-        with trio.move_on_at(deadline):
-            return await stream.receive_some(_READ_SIZE)
-        self.tallies.frames_refused["deadline"] += 1
-        self._log.log(
-            logging.WARNING,
-            "frame deadline",
-            "%s sent no whole frame within %g s, closing",
-            peer_host,
-            deadline - begun_at,
-        )
-        return b""
-
-    def _push(self, frame: RequestFrame, receive: PushReceiver, peer_host: str | None) -> str:
-        return receive(Push(_path_of(frame), frame.payload, frame.headers, peer_host))
-
-    async def _refuse(
-        self,
-        stream: trio.abc.Stream,
-        oversized: RequestFrame | None,
-        refusal: InvalidMessage,
-        receive: PushReceiver,
-        peer_host: str | None,
-    ) -> str:
-        """Return the ack of a frame that ends its connection; empty where its caller is told on a stream instead."""
-        text = str(refusal) if isinstance(refusal, MessageTooLarge) else "invalid endpoint path"
-        self.tallies.frames_refused["too_large" if isinstance(refusal, MessageTooLarge) else "path"] += 1
-        if oversized is None or not isinstance(refusal, MessageTooLarge):
-            self._log.log(logging.WARNING, "frame refused", "frame from %s refused: %s", peer_host, text)
-            return UNAVAILABLE_PREFIX + text
-        start = bytearray(oversized.payload)
-        with trio.move_on_after(_OVERSIZED_WAIT):
-            while len(start) < _OVERSIZED_START and (data := await stream.receive_some(_READ_SIZE)):
-                start += data
-        return receive(
-            Push(_path_of(oversized), bytes(start[:_OVERSIZED_START]), oversized.headers, peer_host, refusal)
-        )
-
-    def _refuse_unfinished(self, connection: Connection, reason: str) -> str:
-        """Return the ack of a frame of which no more is taken, and let go of what is held of it."""
-        self._incomplete.note(connection, 0)
-        self.tallies.frames_refused["overloaded"] += 1
-        self._log.log(logging.WARNING, reason, "frame from %s refused: %s", connection.peer_host, reason)
-        return OVERLOADED_PREFIX + reason
-
-    async def _send_acks(self, stream: trio.abc.Stream, acks: bytearray, peer_host: str | None) -> bool:
-        # Nearly always the kernel takes them at once, and then no deadline is needed: that is a tenth of a request.
-        send_nowait: Callable[[bytearray], int] | None = getattr(stream, "send_nowait", None)
-        if send_nowait is not None:
-            del acks[: send_nowait(acks)]
-            if not acks:
-                return True
-        with trio.move_on_after(self._ack_write_timeout):
-            await stream.send_all(bytes(acks))
-            return True
-        self.tallies.slow_peer_closed["request"] += 1
-        self._log.log(
-            logging.WARNING, "acks unread", "%s read no ack for %g s, closing", peer_host, self._ack_write_timeout
-        )
-        return False
-
-
-async def _close_after_refusal(stream: trio.abc.Stream) -> None:
-    with trio.move_on_after(_LINGER_TIMEOUT):
-        if isinstance(stream, trio.abc.HalfCloseableStream):
-            await stream.send_eof()  # TLS has no such thing; reading on serves it all the same
-        while await stream.receive_some(_READ_SIZE):
-            pass
-
-
-def _path_of(frame: RequestFrame) -> str | None:
-    try:
-        return frame.path
-    except InvalidMessage:
-        return None  # refused like an unknown one, so that callers who understand no refusal are told too
