@@ -627,3 +627,34 @@ async def until(is_so: Callable[[], bool]) -> None:
 @pytest.fixture(autouse=True)
 def log_level(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
+
+
+async def test_f14_f15_a_tls_connection_that_never_sent_a_request_makes_room(
+    authority: Authority, mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    tls = authority.options(handshake_timeout=60.0)
+    async with serve(tls, max_connections=2, max_connections_per_peer=2) as worker:
+        host, _, port = worker.address.rpartition(":")
+        network = TlsNetwork(TcpNetwork(), TlsContexts(tls))
+
+        async def connect() -> TlsStream:
+            stream = await network.connect(host, int(port))
+            assert isinstance(stream, TlsStream)
+            await stream.do_handshake()
+            return stream
+
+        ready = await connect()
+        mute = await TcpNetwork().connect(host, int(port))  # whose handshake never comes
+        await wait_all_tasks_blocked(0.05)
+        assert sample(worker, "ingress_connections_open") == 2
+        mock_clock.jump(11)
+        new = [await connect(), await connect()]
+        with pytest.raises(trio.BrokenResourceError):
+            await ready.receive_some()
+        assert await mute.receive_some() == b""
+        await wait_all_tasks_blocked(0.05)
+        assert sample(worker, "ingress_connections_open") == 2
+        assert sample(worker, "ingress_connections_refused_total", reason="silent") == 2
+        assert "internal error" not in caplog.text
+        for stream in (ready, mute, *new):
+            await trio.aclose_forcefully(stream)

@@ -206,5 +206,6 @@ class TcpRequestPlane(RequestPlane):
             logger.exception("request connection from %s: internal error", peer_host)
         finally:
             self._incomplete.note(connection, 0)
-            self._connections.leave(connection)
-            await close_now(stream)
+            if connection.is_open:  # else it has been given up, and closed
+                self._connections.leave(connection)
+                await close_now(stream)
