@@ -68,7 +68,7 @@ class Admission:
         self.rejected = 0
         self._policy = policy
         self._memory = memory
-        self._descriptors = StreamDescriptors() if descriptors is None else descriptors
+        self.descriptors = StreamDescriptors() if descriptors is None else descriptors
         self._of_peers: Counter[str] = Counter()  # only those that hold something, and only where there is a limit
         self._line: OrderedDict[Slot, None] = OrderedDict()
         # Whose deadline has passed and who are being told so: out of the line's order, still in its places, so that
@@ -101,7 +101,7 @@ class Admission:
             refusal = "worker at capacity"
         elif self.max_inflight_per_peer is not None and self._of_peers.get(peer or "", 0) >= self.max_inflight_per_peer:
             refusal = f"{self.max_inflight_per_peer} requests of one caller are in flight"
-        elif self._descriptors.held + streams > self._descriptors.limit:
+        elif (descriptors := self.descriptors).held + streams > descriptors.limit:
             refusal = "worker is short of descriptors"
         elif self._memory is not None and self._memory.is_exceeded(size):
             refusal = "worker is short of memory"
@@ -111,7 +111,7 @@ class Admission:
         if self._policy is not None and arrival is not None:
             self._ask(self._policy, arrival)
         slot = Slot(self, arrival, peer, streams, is_granted=is_granted)
-        self._descriptors.held += streams
+        self.descriptors.held += streams
         if is_granted:
             self.running += 1
         else:
@@ -142,10 +142,6 @@ class Admission:
                     logging.ERROR, type(exc).__name__, "admission policy failed in release: %s", describe_failure(exc)
                 )
 
-    def give_back(self, streams: int) -> None:
-        """Take descriptors back. Called by :meth:`Slot.streams_closed`."""
-        self._descriptors.held -= streams
-
     def expire(self, slot: Slot) -> None:
         """Take a slot out of the line's order; it keeps its place until it is released."""
         if slot in self._line:
@@ -168,7 +164,7 @@ class Slot:
     Release it, and tell when the streams are closed or linger, whatever happens.
     """
 
-    __slots__ = ("_admission", "_granted", "_is_released", "_streams", "arrival", "is_granted", "peer")
+    __slots__ = ("_admission", "_descriptors", "_granted", "_is_released", "_streams", "arrival", "is_granted", "peer")
 
     def __init__(
         self,
@@ -180,6 +176,7 @@ class Slot:
         is_granted: bool,
     ) -> None:
         self._admission = admission
+        self._descriptors = admission.descriptors
         self._streams = streams
         self.peer = peer
         self.arrival = arrival
@@ -213,7 +210,7 @@ class Slot:
 
     def streams_closed(self) -> None:
         """Give the descriptors back, once: nobody needs them any more, or those that linger are counted there."""
-        self._admission.give_back(self._streams)
+        self._descriptors.held -= self._streams
         self._streams = 0
 
     def release(self) -> None:

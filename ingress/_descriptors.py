@@ -25,6 +25,8 @@ MOST_CONNECTIONS = 8192
 # Callers up to 1.2.1 are told of a refusal on a stream, also where it is for want of descriptors.
 _SHARE_OF_REFUSALS = 16
 
+_SHARE_OF_LINGERING = 4
+
 
 @frozen
 class DescriptorBudget:
@@ -60,7 +62,7 @@ class StreamDescriptors:
     and closes keeps up to date: a request pays for a comparison and two sums.
     """
 
-    __slots__ = ("held", "limit", "total")
+    __slots__ = ("held", "limit", "most_lingering", "total")
 
     def __init__(self, total: int | None = None) -> None:
         self.held = 0
@@ -72,6 +74,8 @@ class StreamDescriptors:
         """Those of the refusals that are told on a stream included."""
         self.limit = self.total - self.total // _SHARE_OF_REFUSALS
         """What requests may take."""
+        self.most_lingering = max(self.limit // _SHARE_OF_LINGERING, 1)
+        """How many whole answers may wait for their callers, so that most are for answers that are still wanted."""
 
     @property
     def has_room_for_refusal(self) -> bool:

@@ -23,15 +23,8 @@ logger = logging.getLogger("ingress.dialback")
 
 # A whole answer whose caller has not closed yet holds a descriptor. Callers close within milliseconds; of those who
 # never do, so many are waited for, and then the one that was waited for longest is closed; fewer where descriptors are
-# few, so that most of those are for answers that are still wanted.
+# few.
 MAX_LINGERING = 1024
-_LINGERING_SHARE = 4
-
-
-def max_lingering(streams: int) -> int:
-    """Return how many whole answers may wait for their callers, where there are descriptors for so many streams."""
-    return min(MAX_LINGERING, max(streams // _LINGERING_SHARE, 1))
-
 
 # Control words have 34 bytes.
 _READ_SIZE = 4096
@@ -122,11 +115,13 @@ class DialledStreams:
     def linger(self, stream: trio.abc.Stream, seconds: float) -> None:
         """The answer is whole: let the caller close first, so that nothing under way is lost to a reset.
 
-        A stream that is not closed by then is closed, as is the first of more than :func:`max_lingering`.
+        A stream that is not closed by then is closed, as is the first of more than ``MAX_LINGERING``, or than
+        a quarter of what there are descriptors for.
         """
         self._lingering[stream] = trio.current_time() + seconds
         self.descriptors.held += 1
-        if len(self._lingering) > max_lingering(self.descriptors.limit):
+        count = len(self._lingering)
+        if count > MAX_LINGERING or count > self.descriptors.most_lingering:
             self._close_lingering(next(iter(self._lingering)))
         if not self._linger_began.is_set():
             self._linger_began.set()

@@ -78,7 +78,7 @@ async def test_f15_a_peer_at_its_limit_displaces_only_its_own(autojump_clock: Mo
     assert other.is_open
 
 
-class Book(RuleBasedStateMachine):
+class ConnectionBook(RuleBasedStateMachine):
     """Connections come, prove themselves and leave in any order; the sums hold."""
 
     def __init__(self) -> None:
@@ -123,4 +123,4 @@ class Book(RuleBasedStateMachine):
         assert all(count <= 4 for count in peers.values())
 
 
-TestBook = Book.TestCase
+TestConnectionBook = ConnectionBook.TestCase

@@ -15,7 +15,6 @@ from ingress._descriptors import (
     present_descriptors,
     share_descriptors,
 )
-from ingress._dialled import MAX_LINGERING, max_lingering
 from ingress._network import TcpNetwork
 from ingress._worker_parts import find_stream_limit
 from ingress.planes.tcp import TcpRequestPlane
@@ -58,7 +57,7 @@ def test_no_more_is_shared_out_than_there_is(limit: int, wanted: int | None) -> 
 
 
 def test_whole_answers_that_wait_take_a_quarter_of_few_descriptors() -> None:
-    assert [max_lingering(streams) for streams in (1, 100, 4096, 57_000)] == [1, 25, MAX_LINGERING, MAX_LINGERING]
+    assert [StreamDescriptors(streams).most_lingering for streams in (1, 100, 464)] == [1, 23, 108]
 
 
 def test_a_limit_that_is_not_known_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

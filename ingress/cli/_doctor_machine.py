@@ -9,7 +9,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 
 from .._descriptors import DescriptorBudget, StreamDescriptors, reachable_descriptors, share_descriptors
-from .._dialled import max_lingering
+from .._dialled import MAX_LINGERING
 from ._findings import Finding, fail, ok, warn
 from ._plugins import find_plugins
 from ._targets import OWN_DISTRIBUTION
@@ -125,8 +125,8 @@ def check_descriptors(
 
 
 def _requests_that_fit(budget: DescriptorBudget) -> int:
-    streams = StreamDescriptors(budget.streams).limit
-    return (streams - max_lingering(streams)) // _DESCRIPTORS_A_REQUEST
+    streams = StreamDescriptors(budget.streams)
+    return (streams.limit - min(MAX_LINGERING, streams.most_lingering)) // _DESCRIPTORS_A_REQUEST
 
 
 def _limit_needed(requests: int, max_connections: int | None) -> int:

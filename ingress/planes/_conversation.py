@@ -116,16 +116,17 @@ class Conversations:
                 frames, begun_at = decoder.frames, trio.current_time()
                 if not connection.is_proven:
                     self._connections.prove(connection)
-            is_over = refusal is not None
-            if (decoder.announced_size > LARGE_FRAME or connection.incomplete) and not is_over:
+            if (connection.incomplete or decoder.announced_size > LARGE_FRAME) and refusal is None:
                 overload = self._incomplete.note(connection, decoder.held_bytes)
                 if overload is not None:
-                    is_over = True
                     decoder.discard()
                     acks += encode_ack(self._refuse_unfinished(connection, overload))
+                    if await self._send_acks(stream, acks, peer_host):
+                        await _close_after_refusal(stream)
+                    return
             if acks and not await self._send_acks(stream, acks, peer_host):
                 return
-            if is_over:
+            if refusal is not None:
                 await _close_after_refusal(stream)
                 return
         if not decoder.is_idle:
