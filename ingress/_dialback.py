@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import AsyncIterable, Callable
@@ -138,6 +139,8 @@ class DialBack:
 
     async def close(self) -> None:
         """Close every stream without waiting: a FIN, or a reset where the caller's bytes were not read."""
+        if self._caller is not None:
+            self._caller.is_gone = True
         for stream in reversed(self._open):  # the response stream first: it is the one that is written
             await self.streams.close(stream)
 
@@ -171,13 +174,14 @@ class DialBack:
         try:
             return start(target.host, target.port)
         except OSError as exc:
-            self._guard.limits.record_failure(target, target, is_silent=False)
+            if exc.errno not in _OUR_OWN:
+                self._guard.limits.record_failure(target, target, is_silent=False)
             raise ResponseStreamError(f"dial-back to {target.host}:{target.port} {_describe(exc)}") from exc
 
     async def _connect_in_turn(self, turn: Turn, target: DialTarget, started: TcpConnect | None) -> trio.abc.Stream:
         dialled: SocketAddress | None = None
         stream: trio.abc.Stream | None = None
-        failure = ""
+        failure, is_theirs = "", True
         try:
             with turn.begin(self._connect_timeout) as scope:
                 try:
@@ -191,11 +195,12 @@ class DialBack:
                     else:
                         stream = await self._network.connect(dialled.host, dialled.port)
                 except OSError as exc:
-                    failure = _describe(exc)
+                    failure, is_theirs = _describe(exc), exc.errno not in _OUR_OWN
             if stream is not None:
                 turn.note_answer()
                 return stream
-            turn.note_failure(dialled, is_silent=scope.cancelled_caught)
+            if is_theirs:
+                turn.note_failure(dialled, is_silent=scope.cancelled_caught)
         finally:
             turn.release()
         raise ResponseStreamError(
@@ -221,6 +226,10 @@ class DialBack:
                     else:
                         await self.streams.close(stream)
                 nursery.cancel_scope.cancel()
+
+
+# What we lack ourselves says nothing about an address.
+_OUR_OWN = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 
 
 def _describe(failure: OSError) -> str:

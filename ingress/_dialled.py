@@ -65,7 +65,17 @@ class DialledStreams:
         self._idle: trio.Event | None = None
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve the streams until cancelled; what was started by :meth:`start_soon` is cancelled with it."""
+        """Serve the streams until cancelled; what is open then is closed, and what was started by :meth:`start_soon`
+        is cancelled."""
+        try:
+            await self._serve(task_status)
+        finally:
+            self._epoll = None  # it has been closed
+            for stream, _ in list(self._heard.values()):
+                self.descriptors.held -= self._forget(stream)
+                stream.close_nowait()
+
+    async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._close_overdue)

@@ -112,12 +112,24 @@ class PushHandler:
             raise ValueError(f"endpoint {self.endpoint_id} already has a health-check notifier")
         self._notify_health = notify
 
-    @trio.lowlevel.enable_ki_protection  # a Ctrl-C belongs to the main task and not to the engine that happens to run
-    async def handle_payload(self, admitted: AdmittedPush) -> None:
-        """Answer one admitted push. Raises nothing but cancellation, and frees whatever it took."""
-        control = admitted.control
-        context = self._context_of(admitted)
+    def open(self, admitted: AdmittedPush) -> RequestContext:
+        """Begin an admitted request, in the moment of its ack: a drain waits for it from here on.
+
+        It is closed by :meth:`handle_payload`, and here where this raises.
+        """
+        try:
+            context = self._context_of(admitted)
+        except BaseException:
+            admitted.slot.release()
+            admitted.slot.streams_closed()
+            raise
         self.open_requests.add(context)
+        return context
+
+    @trio.lowlevel.enable_ki_protection  # a Ctrl-C belongs to the main task and not to the engine that happens to run
+    async def handle_payload(self, admitted: AdmittedPush, context: RequestContext) -> None:
+        """Answer one request that was opened. Raises nothing but cancellation, and frees whatever it took."""
+        control = admitted.control
         try:
             with request_scope(control.id, context.trace_id, context.span_id):
                 self._ledger.request_log.received(control.id, admitted.size, control.codec_name, context.trace_id)

@@ -86,7 +86,7 @@ class Switchboard:
             admitted = handler.gate.admit(push)
         except IngressError as exc:
             return self._refuse(push, exc)
-        self.start_request(handler.handle_payload, admitted)
+        self.start_request(handler.handle_payload, admitted, handler.open(admitted))
         return ""
 
     def _handler_of(self, path: str | None) -> PushHandler:

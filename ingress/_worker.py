@@ -302,27 +302,33 @@ class Worker:
             await plane_nursery.start(self._streams.serve)
             async with trio.open_nursery() as request_nursery:
                 self._switchboard.start_request = request_nursery.start_soon
-                await plane_nursery.start(self._plane.serve, self._switchboard.receive)
-                self._own_addresses.extend(self._plane.own_addresses)
-                self._warn_of_open_doors()
-                async with trio.open_nursery() as record_nursery:
-                    records = [*self.records(), *self.models.records(self.instance_id)]
-                    await record_nursery.start(self._discovery.serve_records, records)
-                    self._life.enter(Phase.SERVING)
-                    self.status.health.release(STARTING)
-                    record_nursery.start_soon(self.status.serve_canaries)
-                    task_status.started()
-                    await self._life.drain_requested.wait()
-                    # Withdraw: done when the nursery has closed.
-                    record_nursery.cancel_scope.cancel()
-                await drain(self._life, self.open_requests, self.status.health, self.linger, self.drain_budget)
-                self._life.enter(Phase.CLOSING, CLOSING_TIME)
+                try:
+                    await self._serve_records(plane_nursery, task_status)
+                    await drain(self._life, self.open_requests, self.status.health, self.linger, self.drain_budget)
+                finally:  # also where all is cancelled from outside: the nursery takes no request from here on
+                    self._life.enter(Phase.CLOSING, CLOSING_TIME)
                 self.closing.set()
                 request_nursery.cancel_scope.deadline = self.phase_ends_at
             # What is left has sent its sentinel and waits for its caller's FIN.
             with trio.CancelScope(deadline=self.phase_ends_at):
                 await self._streams.wait_idle()
             plane_nursery.cancel_scope.cancel()
+
+    async def _serve_records(self, plane_nursery: trio.Nursery, task_status: trio.TaskStatus[None]) -> None:
+        """Open the door, tell discovery, and take the records back when a drain is wanted."""
+        await plane_nursery.start(self._plane.serve, self._switchboard.receive)
+        self._own_addresses.extend(self._plane.own_addresses)
+        self._warn_of_open_doors()
+        async with trio.open_nursery() as record_nursery:
+            records = [*self.records(), *self.models.records(self.instance_id)]
+            await record_nursery.start(self._discovery.serve_records, records)
+            self._life.enter(Phase.SERVING)
+            self.status.health.release(STARTING)
+            record_nursery.start_soon(self.status.serve_canaries)
+            task_status.started()
+            await self._life.drain_requested.wait()
+            # Withdraw: done when the nursery has closed.
+            record_nursery.cancel_scope.cancel()
 
     def _warn_of_open_doors(self) -> None:
         warn_of_open_doors(

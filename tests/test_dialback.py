@@ -198,6 +198,15 @@ async def test_l04_a_dial_back_without_descriptors_is_counted_and_the_worker_liv
         await stage.assert_alive()
 
 
+async def test_d05_what_we_lack_ourselves_is_no_failure_of_the_address() -> None:
+    async with open_stage(echo, network=OutOfDescriptors()) as stage:
+        control = stage.caller.control(info={"address": "127.0.0.1:9999"})
+        for _ in range(100):
+            assert await stage.ask(stage.caller.payload(0, control)) == ""
+            await wait_all_tasks_blocked()
+        assert stage.counted_ends() == {"response_stream": 100}
+
+
 async def test_a_drain_does_not_wait_for_a_dial_back_that_hangs(autojump_clock: MockClock) -> None:
     async with open_stage(echo, network=BlackHole()) as stage:
         control = stage.caller.control(info={"address": "127.0.0.1:9999"})

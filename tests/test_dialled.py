@@ -201,6 +201,22 @@ async def test_d11_l04_a_lingering_stream_holds_a_descriptor_until_it_is_closed(
 
 
 @KINDS
+async def test_what_is_open_is_closed_when_nobody_serves_it_any_more(kind: str) -> None:
+    async with AsyncExitStack() as stack:
+        theirs = []
+        async with open_streams() as streams:
+            for lingers in (False, True):
+                ours, peer = await stack.enter_async_context(open_pair(kind))
+                theirs.append(peer)
+                streams.listen(ours, Notes())
+                if lingers:
+                    streams.linger(ours, 10)
+            await wait_all_tasks_blocked(0.01)
+        assert [await is_closed(peer) for peer in theirs] == [True, True]
+        assert streams.descriptors.held == 0
+
+
+@KINDS
 async def test_idle_is_when_the_last_caller_has_left(kind: str, autojump_clock: MockClock) -> None:
     async with open_streams() as streams, open_pair(kind) as (ours, theirs):
         await streams.wait_idle()  # at once

@@ -13,6 +13,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ingress import Context, Engine, Worker, make_worker, serving
 from ingress._life import Phase
+from ingress.abc import Push
 from ingress.discovery import MemoryDiscovery
 from ingress.errors import StartupError
 from ingress.testing import MemoryNetwork
@@ -308,6 +309,17 @@ async def test_no_push_is_accepted_and_lost_however_it_meets_the_drain(autojump_
         await blocker.aclose()
     assert outcomes["answered"] + outcomes["refused"] == 60
     assert 38 <= outcomes["answered"] <= 42
+
+
+async def test_r01_a_request_is_open_from_the_moment_of_its_ack() -> None:
+    async with open_stage(wait) as stage:
+        receive = stage.worker._switchboard.receive
+        (path,) = stage.worker._switchboard.by_path
+        assert receive(Push(path, stage.caller.payload(0), {}, "127.0.0.1")) == ""
+        assert len(stage.worker.open_requests) == 1  # a drain that begins in this pass waits for it
+        response = await stage.caller.accept()
+        await response.read_to_sentinel()
+        await response.aclose()
 
 
 async def test_an_exception_in_the_block_ends_the_worker_at_once(autojump_clock: MockClock) -> None:

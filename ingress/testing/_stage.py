@@ -101,7 +101,7 @@ class Stage:
     async def _handle(self, call: Call) -> None:
         try:
             with call.scope:
-                await self.handler.handle_payload(call.admitted)
+                await self.handler.handle_payload(call.admitted, self.handler.open(call.admitted))
                 await self._dialled.wait_idle()  # an answer is over when its caller has it
         finally:
             call.set_over()
