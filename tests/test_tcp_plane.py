@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import math
 import random
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -380,6 +382,27 @@ async def test_f03_f13_large_frames_that_wait_for_their_rest_have_a_limit_togeth
         await waiting[1].aclose()
         await wait_all_tasks_blocked()
         assert served.plane._incomplete.held == 0
+
+
+async def test_f14_idle_connections_hold_nothing_of_the_requests_that_they_have_sent() -> None:
+    body = 4 << 20
+    whole = frame("p", bytes(body))
+    async with serve_plane() as served:
+        streams = [await served.connect() for _ in range(4)]
+        gc.collect()
+        gc.disable()
+        tracemalloc.start()
+        try:
+            for stream in streams:
+                await stream.send_all(whole)
+                assert await read_acks(stream, 1) == [""]
+                served.receiver.pushes.clear()
+            await wait_all_tasks_blocked()
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+        assert held < 256 * 1024, f"{held} bytes are held"
 
 
 async def test_f13_a_frame_that_is_overdue_gives_its_bytes_back(autojump_clock: MockClock) -> None:

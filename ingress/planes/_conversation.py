@@ -103,13 +103,9 @@ class Conversations:
             if decoder.is_idle:
                 begun_at = trio.current_time()
             decoder.receive_data(data)
+            del data  # while it waits for the next, a connection holds nothing of what it has sent
             acks = bytearray()
-            refusal: InvalidMessage | None = None
-            try:
-                for frame in decoder:
-                    acks += encode_ack(self._push(frame, receive, peer_host))
-            except InvalidMessage as exc:
-                refusal = exc
+            refusal = _push_all(decoder, receive, peer_host, acks)
             if refusal is not None:
                 acks += encode_ack(await self._refuse(stream, decoder.oversized, refusal, receive, peer_host))
             elif decoder.frames != frames:  # what is left over began with this read
@@ -156,9 +152,6 @@ class Conversations:
         )
         return b""
 
-    def _push(self, frame: RequestFrame, receive: PushReceiver, peer_host: str | None) -> str:
-        return receive(Push(_path_of(frame), frame.payload, frame.headers, peer_host))
-
     async def _refuse(
         self,
         stream: trio.abc.Stream,
@@ -203,6 +196,21 @@ class Conversations:
             logging.WARNING, "acks unread", "%s read no ack for %g s, closing", peer_host, self._ack_write_timeout
         )
         return False
+
+
+def _push_all(
+    decoder: RequestFrameDecoder, receive: PushReceiver, peer_host: str | None, acks: bytearray
+) -> InvalidMessage | None:
+    """Hand over the frames that are complete and add their acks; returns what is wrong with the one after them.
+
+    A function of its own, so that the last frame goes with its locals: a connection may rest for ever.
+    """
+    try:
+        for frame in decoder:
+            acks += encode_ack(receive(Push(_path_of(frame), frame.payload, frame.headers, peer_host)))
+    except InvalidMessage as exc:
+        return exc.with_traceback(None)  # which holds the last frame too
+    return None
 
 
 async def _close_after_refusal(stream: trio.abc.Stream) -> None:
