@@ -105,24 +105,24 @@ class Conversations:
             decoder.receive_data(data)
             del data  # while it waits for the next, a connection holds nothing of what it has sent
             acks = bytearray()
+            is_over = False
             refusal = _push_all(decoder, receive, peer_host, acks)
             if refusal is not None:
                 acks += encode_ack(await self._refuse(stream, decoder.oversized, refusal, receive, peer_host))
-            elif decoder.frames != frames:  # what is left over began with this read
-                frames, begun_at = decoder.frames, trio.current_time()
-                if not connection.is_proven:
-                    self._connections.prove(connection)
-            if (connection.incomplete or decoder.announced_size > LARGE_FRAME) and refusal is None:
-                overload = self._incomplete.note(connection, decoder.held_bytes)
-                if overload is not None:
-                    decoder.discard()
-                    acks += encode_ack(self._refuse_unfinished(connection, overload))
-                    if await self._send_acks(stream, acks, peer_host):
-                        await _close_after_refusal(stream)
-                    return
+                is_over = True
+            else:
+                if decoder.frames != frames:  # what is left over began with this read
+                    frames, begun_at = decoder.frames, trio.current_time()
+                    if not connection.is_proven:
+                        self._connections.prove(connection)
+                if connection.incomplete or decoder.announced_size > LARGE_FRAME:
+                    overload = self._incomplete.note(connection, decoder.held_bytes)
+                    if overload is not None:
+                        acks += encode_ack(self._refuse_unfinished(connection, decoder, overload))
+                        is_over = True
             if acks and not await self._send_acks(stream, acks, peer_host):
                 return
-            if refusal is not None:
+            if is_over:
                 await _close_after_refusal(stream)
                 return
         if not decoder.is_idle:
@@ -174,8 +174,9 @@ class Conversations:
             Push(_path_of(oversized), bytes(start[:_OVERSIZED_START]), oversized.headers, peer_host, refusal)
         )
 
-    def _refuse_unfinished(self, connection: Connection, reason: str) -> str:
+    def _refuse_unfinished(self, connection: Connection, decoder: RequestFrameDecoder, reason: str) -> str:
         """Return the ack of a frame of which no more is taken, and let go of what is held of it."""
+        decoder.discard()
         self._incomplete.note(connection, 0)
         self._tallies.frames_refused["overloaded"] += 1
         self._log.log(logging.WARNING, reason, "frame from %s refused: %s", connection.peer_host, reason)
