@@ -110,6 +110,23 @@ async def test_f11_a_thousand_frames_in_one_write_are_acked_in_order() -> None:
         assert [push.path for push in served.receiver.pushes] == [f"p{i}" for i in range(1000)]
 
 
+@pytest.mark.parametrize("ack", ["", "Server unavailable: unknown endpoint"])
+async def test_f04_f06_a_flood_of_small_frames_keeps_nobody_waiting(ack: str) -> None:
+    async with serve_plane() as served:
+        served.receiver.answers = {"flood": ack}
+        flooding = [await served.connect() for _ in range(3)]
+        quiet = await served.connect()
+        async with trio.open_nursery() as nursery:
+            for stream in flooding:
+                nursery.start_soon(stream.send_all, frame("flood") * 2000)
+            nursery.start_soon(quiet.send_all, frame("quiet"))
+        await read_acks(quiet, 1)
+        before = [push.path for push in served.receiver.pushes].index("quiet")
+        assert before < 200
+        for stream in flooding:
+            assert await read_acks(stream, 2000) == [ack] * 2000
+
+
 async def test_acks_do_not_wait_for_engines(autojump_clock: MockClock) -> None:
     async def stuck(request: Any) -> AsyncIterator[Any]:
         await trio.sleep(math.inf)

@@ -48,6 +48,10 @@ _OVERSIZED_WAIT = 0.5
 
 _READ_SIZE = 64 * 1024
 
+# So many frames of a connection are looked at in one turn: a read may hold eight thousand, and of a hundred connections
+# each has its turn before anybody else has another.
+_FRAMES_A_TURN = 8
+
 
 class Conversations:
     """Reads the frames of a plane's connections and writes their acks; each connection in a task of its own."""
@@ -106,7 +110,13 @@ class Conversations:
             del data  # while it waits for the next, a connection holds nothing of what it has sent
             acks = bytearray()
             is_over = False
-            refusal = _push_all(decoder, receive, peer_host, acks)
+            refusal, has_more = _push_some(decoder, receive, peer_host, acks)
+            while has_more:
+                if not await self._send_acks(stream, acks, peer_host):
+                    return
+                await trio.lowlevel.checkpoint()
+                acks = bytearray()
+                refusal, has_more = _push_some(decoder, receive, peer_host, acks)
             if refusal is not None:
                 acks += encode_ack(await self._refuse(stream, decoder.oversized, refusal, receive, peer_host))
                 is_over = True
@@ -199,19 +209,25 @@ class Conversations:
         return False
 
 
-def _push_all(
+def _push_some(
     decoder: RequestFrameDecoder, receive: PushReceiver, peer_host: str | None, acks: bytearray
-) -> InvalidMessage | None:
-    """Hand over the frames that are complete and add their acks; returns what is wrong with the one after them.
+) -> tuple[InvalidMessage | None, bool]:
+    """Hand over frames that are complete, as many as one turn takes, and add their acks.
+
+    Returns what is wrong with the frame after them, and whether there may be more for another turn.
 
     A function of its own, so that the last frame goes with its locals: a connection may rest for ever.
     """
+    left = _FRAMES_A_TURN
     try:
         for frame in decoder:
             acks += encode_ack(receive(Push(_path_of(frame), frame.payload, frame.headers, peer_host)))
+            left -= 1
+            if not left:
+                return None, True
     except InvalidMessage as exc:
-        return exc.with_traceback(None)  # which holds the last frame too
-    return None
+        return exc.with_traceback(None), False  # a traceback holds the last frame too
+    return None, False
 
 
 async def _close_after_refusal(stream: trio.abc.Stream) -> None:
