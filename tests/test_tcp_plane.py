@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import logging
 import math
 import random
@@ -125,6 +126,35 @@ async def test_f04_f06_a_flood_of_small_frames_keeps_nobody_waiting(ack: str) ->
         assert before < 200
         for stream in flooding:
             assert await read_acks(stream, 2000) == [ack] * 2000
+
+
+async def test_c13_of_huge_frames_that_are_whole_together_each_has_its_turn_with_others_between() -> None:
+    turns, seen = 0, list[int]()
+
+    async def neighbour() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    class Watching(list[Push]):
+        def append(self, push: Push) -> None:
+            seen.append(turns)
+
+    async with serve_plane() as served, trio.open_nursery() as nursery:
+        served.receiver.pushes = Watching()
+        streams = [await served.connect() for _ in range(4)]
+        huge = frame(payload=bytes(3 << 20))
+        for stream in streams:
+            await stream.send_all(huge[:-1])
+        await wait_all_tasks_blocked()
+        nursery.start_soon(neighbour)
+        for stream in streams:
+            nursery.start_soon(stream.send_all, huge[-1:])
+        for stream in streams:
+            assert await read_acks(stream, 1) == [""]
+        nursery.cancel_scope.cancel()
+    assert len(seen) == 4 and all(before < after for before, after in itertools.pairwise(seen))
 
 
 async def test_acks_do_not_wait_for_engines(autojump_clock: MockClock) -> None:
