@@ -18,6 +18,7 @@ import trio.testing
 from attrs import define, field
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from ingress._failures import refusal_text
 from ingress._network import TcpNetwork
 from ingress._tallies import Tallies
 from ingress.abc import Push
@@ -40,8 +41,8 @@ class Receiver:
         self.pushes.append(push)
         if push.path == "raise" and self.raises is not None:
             raise self.raises
-        if push.too_large is not None:
-            return f"Server unavailable: {push.too_large}"
+        if push.refusal is not None:
+            return refusal_text(push.refusal)
         return self.answers.get(push.path or "", "")
 
 
