@@ -349,8 +349,24 @@ async def test_f14_f15_a_connection_that_never_sent_a_request_makes_room(
         await wait_all_tasks_blocked(0.01)
         assert served.tallies.connections_open == 3
         assert served.tallies.connections_refused == {"limit": 0, "peer": 2, "silent": 2, "tls": 0}
-        assert "closed to make room: it has sent no request" in caplog.text
+        assert "closed to make room: it has sent no whole request" in caplog.text
         assert "internal error" not in caplog.text
+
+
+async def test_f15_a_large_first_request_on_its_way_does_not_make_room(mock_clock: MockClock) -> None:
+    async with serve_plane(max_connections=2, max_connections_per_peer=2) as served:
+        upload, stalled = await served.connect(), await served.connect()
+        await upload.send_all(LARGE[:80_000])
+        await stalled.send_all(LARGE[:1000])
+        await wait_all_tasks_blocked()
+        mock_clock.jump(11)
+        new = await served.connect()
+        await new.send_all(frame())
+        assert await read_acks(new, 1) == [""]
+        assert await is_closed(stalled)
+        assert await is_closed(await served.connect())
+        await upload.send_all(LARGE[80_000:])
+        assert await read_acks(upload, 1) == [""]
 
 
 async def test_f15_the_connections_of_one_peer_have_a_limit_of_their_own() -> None:

@@ -1,7 +1,8 @@
 """The request connections that are open: how many, whose, and which of them give way when there is no room for more.
 
 A connection that has sent a whole request is somebody's, however long it rests. One that never has gives its place up
-after a while, but only to another: whoever opens all that there may be must not keep the others out for good.
+after a while, unless it is busy sending a large one, but only to another: whoever opens all that there may be must not
+keep the others out for good.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ PEER_SHARE = 0.75
 
 # A caller sends its first request as soon as it is connected.
 MAX_SILENCE = 10.0
+
+# One that is in the middle of a large first request is not silent as long as it sends so many bytes in that time; its
+# frame's deadline asks for ten times as much. A flood opens connections, and rarely pays for them.
+LEAST_SENT = 64 * 1024
 
 
 class Connection:
@@ -119,8 +124,14 @@ class Connections:
                 del self._peers[connection.peer_host]
 
     def _longest_silent(self, silent: dict[Connection, None]) -> Connection | None:
-        first = next(iter(silent), None)
-        return first if first is not None and self._now() - first.opened_at >= MAX_SILENCE else None
+        now = self._now()
+        for connection in silent:
+            age = now - connection.opened_at
+            if age < MAX_SILENCE:
+                return None
+            if connection.incomplete < age / MAX_SILENCE * LEAST_SENT:
+                return connection
+        return None
 
 
 def default_of_peer(most: int) -> int:

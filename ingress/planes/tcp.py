@@ -77,7 +77,8 @@ class TcpRequestPlane(RequestPlane):
             max_connections: more are closed as they come; by default half of what the limit of descriptors leaves room
                 for, at most 8,192. What is asked for is had as far as a quarter of that room remains for answers.
             max_connections_per_peer: more of one address are closed as they come; by default three quarters of those.
-                At either limit the oldest connection that has not sent a whole request within 10 seconds makes room.
+                At either limit the oldest connection that has not sent a whole request within 10 seconds makes room,
+                unless it sends a large one, 64 KiB in each 10 seconds at least.
             max_incomplete_bytes: bytes of requests of more than 64 KiB that have not arrived whole, of all connections;
                 by default an eighth of the memory that the process may use, 64 MiB and one of the largest at least.
                 One peer may hold three quarters of them. A request that would be more is refused and its connection
@@ -191,7 +192,7 @@ class TcpRequestPlane(RequestPlane):
             self._accept_log.log(logging.WARNING, "connections", text, peer_host, most, of_peer)
             await trio.aclose_forcefully(stream)
         if given_up is not None:
-            text = "connection from %s closed to make room: it has sent no request"
+            text = "connection from %s closed to make room: it has sent no whole request"
             self._accept_log.log(logging.WARNING, "silent connection", text, given_up.peer_host)
             await trio.aclose_forcefully(given_up.stream)  # its own task finds it closed
 
