@@ -81,13 +81,11 @@ class Connections:
             the connection, None where it was refused; and another one that has left for it, to be closed now.
         """
         peer = None if peer_host is None else self._peers.get(peer_host)
-        given_up = None
+        given_up, reason = None, self._limit_reached(peer)
         if peer is not None and peer.open >= self.most_of_peer:
-            given_up, reason = self._longest_silent(peer.silent), "peer"
-        elif self._tallies.connections_open >= self.most:
-            given_up, reason = self._longest_silent(self._silent), "limit"
-        else:
-            reason = ""
+            given_up = self._longest_silent(peer.silent)  # it displaces only its own
+        elif reason:
+            given_up = self._longest_silent(self._silent)
         if reason and given_up is None:
             self._tallies.connections_refused[reason] += 1
             return None, None
@@ -103,6 +101,13 @@ class Connections:
             peer.open += 1
             peer.silent[connection] = None
         return connection, given_up
+
+    def describe_full(self, peer_host: str | None) -> str:
+        """Say which limit keeps a connection of that address out, for people."""
+        peer = None if peer_host is None else self._peers.get(peer_host)
+        if peer is not None and self._limit_reached(peer) == "peer":
+            return f"{peer.open} of its address are open, of at most {self.most_of_peer} of one address"
+        return f"{self._tallies.connections_open} are open, of at most {self.most}"
 
     def prove(self, connection: Connection) -> None:
         """Note that a connection has sent a whole request: it gives way to nobody any more."""
@@ -122,6 +127,11 @@ class Connections:
             peer.open -= 1
             if not peer.open and connection.peer_host is not None:
                 del self._peers[connection.peer_host]
+
+    def _limit_reached(self, peer: Peer | None) -> str:
+        if self._tallies.connections_open >= self.most:
+            return "limit"
+        return "peer" if peer is not None and peer.open >= self.most_of_peer else ""
 
     def _longest_silent(self, silent: dict[Connection, None]) -> Connection | None:
         now = self._now()

@@ -187,9 +187,8 @@ class TcpRequestPlane(RequestPlane):
         if connection is not None:
             nursery.start_soon(self._serve_connection, connection, receive)
         else:
-            text = "connection from %s refused: %d are open, of one peer %d at most"
-            most, of_peer = self._connections.most, self._connections.most_of_peer
-            self._accept_log.log(logging.WARNING, "connections", text, peer_host, most, of_peer)
+            text, full = "connection from %s refused: %s", self._connections.describe_full(peer_host)
+            self._accept_log.log(logging.WARNING, "connections", text, peer_host, full)
             await trio.aclose_forcefully(stream)
         if given_up is not None:
             text = "connection from %s closed to make room: it has sent no whole request"
