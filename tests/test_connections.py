@@ -43,7 +43,7 @@ async def test_f15_one_peer_leaves_the_others_their_quarter() -> None:
     assert connections._tallies.connections_refused == {"limit": 1, "peer": 1, "silent": 0, "tls": 0}
     for connection in (*greedy, *others):
         connections.leave(connection)
-        connections.leave(connection)
+        assert not connection.is_open and not connection.is_proven  # it has sent nothing
     assert connections._tallies.connections_open == 0
     assert not connections._peers and not connections._silent
 

@@ -112,21 +112,22 @@ class Connections:
     def prove(self, connection: Connection) -> None:
         """Note that a connection has sent a whole request: it gives way to nobody any more."""
         connection.is_proven = True
-        self._silent.pop(connection, None)
-        if connection.peer is not None:
-            connection.peer.silent.pop(connection, None)
+        self._no_longer_silent(connection)
 
     def leave(self, connection: Connection) -> None:
-        """Note that a connection is closed, or about to be; what is noted already is not noted twice."""
-        if not connection.is_open:
-            return
+        """Note that a connection is closed, or about to be; once, as ``is_open`` tells."""
         connection.is_open = False
         self._tallies.connections_open -= 1
-        self.prove(connection)
+        self._no_longer_silent(connection)
         if (peer := connection.peer) is not None:
             peer.open -= 1
             if not peer.open and connection.peer_host is not None:
                 del self._peers[connection.peer_host]
+
+    def _no_longer_silent(self, connection: Connection) -> None:
+        self._silent.pop(connection, None)
+        if connection.peer is not None:
+            connection.peer.silent.pop(connection, None)
 
     def _limit_reached(self, peer: Peer | None) -> str:
         if self._tallies.connections_open >= self.most:
