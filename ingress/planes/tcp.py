@@ -81,8 +81,8 @@ class TcpRequestPlane(RequestPlane):
                 unless it sends a large one, 64 KiB in each 10 seconds at least.
             max_incomplete_bytes: bytes of requests of more than 64 KiB that have not arrived whole, of all connections;
                 by default an eighth of the memory that the process may use, 64 MiB and one of the largest at least.
-                One peer may hold three quarters of them. A request that would be more is refused and its connection
-                closed.
+                One peer may hold three quarters of them, and one of the largest at least. A request that would be more
+                is refused and its connection closed.
             is_short_of_memory: whether so many bytes more would be too much; such a request is refused likewise.
             frame_timeout: seconds for a frame, from its first byte, beside one for each 64 KiB that it announces.
             idle_timeout: seconds between two frames; callers pool their connections, so by default no limit.
