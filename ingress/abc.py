@@ -314,7 +314,7 @@ class RequestPlane(ABC):
         return ()
 
 
-@frozen
+@frozen(kw_only=True)
 class PlaneOptions:
     """What a worker tells the maker of a request plane, which takes from it what concerns it.
 
