@@ -63,7 +63,7 @@ class LegacyTeller:
             return None
         try:
             shape = next(shape for shape in self._shapes if shape.accepts(push.payload))
-            read = shape.read_control if push.too_large is None else shape.read_control_of_start
+            read = shape.read_control if push.refusal is None else shape.read_control_of_start
             control = read(push.payload)
             if control is None or not control.is_from_legacy_caller:
                 return None

@@ -16,7 +16,7 @@ from ._dial_guard import DialGuard, DialTarget
 from ._ledger import Ledger
 from ._token import TOKEN_HEADER, TokenGuard
 from .abc import Arrival, IngressDispatch, Push
-from .errors import DeserializationError, IngressError, InvalidMessage
+from .errors import DeserializationError, IngressError, InvalidMessage, MessageTooLarge, Overloaded
 from .wire.messages import ConnectionInfo, RequestControlMessage
 from .wire.records import EndpointId
 
@@ -71,8 +71,10 @@ class PushGate:
         """
         size = len(push.payload)
         try:
-            if push.too_large is not None and self._token_guard is not None:
-                raise push.too_large  # its token is of the whole payload, and nobody is dialled without
+            if push.refusal is not None and (self._token_guard is not None or isinstance(push.refusal, Overloaded)):
+                # Its token is of the whole payload, and nobody is dialled without. And what another worker may have
+                # room for is refused in the ack, so that its caller asks there.
+                raise push.refusal
             shape, control = read_push(self._shapes, push)
             if self._token_guard is not None:
                 self._token_guard.check(push, control)
@@ -86,7 +88,7 @@ class PushGate:
                 streams += 1
             arrival = None
             if self._admission.has_policy:
-                announced = size if push.too_large is None else push.too_large.size
+                announced = push.refusal.size if isinstance(push.refusal, MessageTooLarge) else size
                 arrival = Arrival(self._endpoint_id, announced, control, push.headers, push.peer_host)
             slot = self._admission.admit(arrival, peer=push.peer_host, size=size, streams=streams)
             return AdmittedPush(
@@ -99,7 +101,7 @@ class PushGate:
                 info,
                 address,
                 slot,
-                push.too_large,
+                push.refusal,
             )
         except Exception as exc:
             # A shape's bug must not cost the connection its other acks, so it is refused like what cannot be read.
@@ -117,14 +119,14 @@ def read_push(shapes: Sequence[IngressDispatch[Any]], push: Push) -> tuple[Ingre
     Raises:
         IngressError: no shape accepts it, or the message cannot be read.
     """
-    if push.too_large is None:
+    if push.refusal is None:
         shape = select_shape(shapes, push.payload)
         return shape, shape.read_control(push.payload)
     for shape in shapes:
         with contextlib.suppress(IngressError):
             if shape.accepts(push.payload) and (control := shape.read_control_of_start(push.payload)) is not None:
                 return shape, control
-    raise push.too_large
+    raise push.refusal
 
 
 def select_shape(shapes: Sequence[IngressDispatch[Any]], payload: bytes) -> IngressDispatch[Any]:

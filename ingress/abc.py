@@ -16,7 +16,7 @@ from attrs import field, frozen
 from attrs.validators import optional
 
 from ._checks import a_count, a_deadline
-from .errors import MessageTooLarge
+from .errors import IngressError
 from .wire.messages import RequestControlMessage, StreamAddress
 from .wire.records import DiscoveryRecord, EndpointId, InstanceRecord
 
@@ -41,8 +41,8 @@ class Push:
     peer_host: str | None = None
     """IP address the request came from, or None where the plane cannot tell."""
 
-    too_large: MessageTooLarge | None = None
-    """Set where the plane does not take the payload: then ``payload`` is only its beginning."""
+    refusal: IngressError | None = None
+    """Set where the plane does not take the payload, and why: then ``payload`` is only its beginning."""
 
 
 @frozen
@@ -150,7 +150,7 @@ class IngressDispatch(ABC, Generic[RequestT]):
         """
 
     def read_control_of_start(self, start: bytes) -> RequestControlMessage | None:
-        """Read the control message of a payload that is too large to be taken, so that its caller can be told.
+        """Read the control message of a payload that is not taken whole, so that its caller can be told.
 
         Returns None where the beginning does not hold it, which by default it never does.
 
@@ -314,7 +314,7 @@ class RequestPlane(ABC):
         return ()
 
 
-@frozen
+@frozen(kw_only=True)
 class PlaneOptions:
     """What a worker tells the maker of a request plane, which takes from it what concerns it.
 

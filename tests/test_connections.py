@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from trio.testing import MockClock
 
 from ingress._tallies import Tallies
-from ingress.planes._connections import MAX_SILENCE, Connection, Connections, default_of_peer
+from ingress.planes._connections import LEAST_SENT, MAX_SILENCE, Connection, Connections, default_of_peer
 
 
 def make(most: int, of_peer: int | None = None) -> Connections:
@@ -43,7 +43,7 @@ async def test_f15_one_peer_leaves_the_others_their_quarter() -> None:
     assert connections._tallies.connections_refused == {"limit": 1, "peer": 1, "silent": 0, "tls": 0}
     for connection in (*greedy, *others):
         connections.leave(connection)
-        connections.leave(connection)
+        assert not connection.is_open and not connection.is_proven  # it has sent nothing
     assert connections._tallies.connections_open == 0
     assert not connections._peers and not connections._silent
 
@@ -65,6 +65,17 @@ async def test_f14_f15_the_longest_silent_connection_gives_way(autojump_clock: M
     assert enter(connections, "10.0.0.3")[1] is fourth
     assert connections._tallies.connections_refused == {"limit": 2, "peer": 0, "silent": 2, "tls": 0}
     assert connections._tallies.connections_open == 4
+
+
+async def test_f15_an_upload_gives_way_only_once_it_falls_behind(autojump_clock: MockClock) -> None:
+    connections = make(2, of_peer=2)
+    slow, fast = admit(connections, "10.0.0.1"), admit(connections, "10.0.0.1")
+    await trio.sleep(2 * MAX_SILENCE)
+    slow.incomplete, fast.incomplete = 2 * LEAST_SENT, 3 * LEAST_SENT
+    assert enter(connections, "10.0.0.2") == (None, None)
+    await trio.sleep(1)
+    assert enter(connections, "10.0.0.2")[1] is slow
+    assert enter(connections, "10.0.0.2") == (None, None)
 
 
 async def test_f15_a_peer_at_its_limit_displaces_only_its_own(autojump_clock: MockClock) -> None:

@@ -10,6 +10,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ingress import _legacy
+from ingress.wire.request_frame import encode_request_frame
 from ingress.wire.two_part import encode_two_part
 
 from .raw_caller import RawResponse, Stage, open_stage, slow_network
@@ -74,6 +75,44 @@ async def test_an_overload_is_told_to_legacy_callers_whose_frame_is_too_large_to
         await response.read_until(lambda said: said.has_sentinel)
         assert_told(response, "Server overloaded: worker at capacity")
         assert (await running.read_to_sentinel()).is_whole
+
+
+@pytest.mark.parametrize("first", [100, 1500, 100_000])
+async def test_an_overload_by_unfinished_frames_is_told_to_legacy_callers(
+    first: int, autojump_clock: MockClock
+) -> None:
+    async with open_stage(wait, max_frame_size=200_000, max_incomplete_bytes=200_000) as stage:
+        holder, filler, old, new = [await stage.caller.connect(stage.worker) for _ in range(4)]
+        large = encode_request_frame(stage.connection.path, {}, stage.caller.payload("x" * 180_000))
+        for connection, sent in ((holder, 150_000), (filler, 49_950)):
+            await connection.stream.send_all(large[:sent])
+        await wait_all_tasks_blocked()
+        payload = stage.caller.payload("x" * 180_000, stage.caller.control(codec=None, request_id="old"))
+        whole = encode_request_frame(old.path, {}, payload)
+        await old.stream.send_all(whole[:first])  # the control message comes whole, or has to be waited for
+        await wait_all_tasks_blocked()
+        await old.stream.send_all(whole[first:150_000])
+        assert await old.read_acks() == [""]
+        response = await stage.caller.accept()
+        await response.read_until(lambda said: said.has_sentinel)
+        assert_told(response, "Server overloaded: too many bytes of unfinished requests")
+        assert await old.stream.receive_some() == b""
+        # The newer ones read it in the ack, and are not dialled.
+        dialled = len(stage.caller.network.connects)  # type: ignore[attr-defined]
+        await new.stream.send_all(large[:100_000])
+        assert await new.read_acks() == ["Server overloaded: too many bytes of unfinished requests"]
+        assert len(stage.caller.network.connects) == dialled  # type: ignore[attr-defined]
+        assert stage.outcomes() == {("refused", "overloaded"): 2}
+
+
+async def test_l08_a_want_of_memory_is_told_to_legacy_callers(autojump_clock: MockClock) -> None:
+    async with open_stage(wait) as stage:
+        stage.worker._plane._incomplete._is_short_of_memory = lambda size: True
+        payload = stage.caller.payload("x" * 180_000, stage.caller.control(codec=None, request_id="old"))
+        assert await stage.ask(payload) == ""
+        response = await stage.caller.accept()
+        await response.read_until(lambda said: said.has_sentinel)
+        assert_told(response, "Server overloaded: worker is short of memory")
 
 
 async def test_l04_a_want_of_descriptors_is_told_to_legacy_callers(autojump_clock: MockClock) -> None:

@@ -12,6 +12,7 @@ from trio.testing import MockClock
 
 from ingress._admission import Admission
 from ingress._memory_watermark import MemoryWatermark, find_memory_limit
+from ingress.wire.request_frame import encode_request_frame
 
 from .raw_caller import open_stage
 
@@ -69,6 +70,27 @@ def test_where_there_is_no_limit_there_is_no_watermark(tmp_path: Path) -> None:
     root = process_in(tmp_path, "0::/a", "3:cpuset:/", "4:memory:/gone")
     group_v2(root, "a", "max")
     assert find_memory_limit(root) is None
+
+
+async def test_l08_above_the_watermark_requests_that_have_not_come_whole_are_overloaded(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def engine(request: str) -> AsyncIterator[Any]:
+        yield len(request)
+
+    root = process_in(tmp_path, "0::/a")
+    group_v2(root, "a", 100 * MIB, 80 * MIB)
+    limit = find_memory_limit(root)
+    monkeypatch.setattr("ingress._worker.find_memory_limit", lambda: limit)
+    async with open_stage(engine, memory_watermark=0.9) as stage:
+        connection = await stage.caller.connect(stage.worker)
+        large = encode_request_frame(connection.path, {}, stage.caller.payload("x" * MIB))
+        await connection.stream.send_all(large[: MIB // 2])
+        await trio.sleep(1)
+        group_v2(root, "a", 100 * MIB, 95 * MIB)
+        await trio.sleep(1)
+        await connection.stream.send_all(large[MIB // 2 : MIB // 2 + 1000])
+        assert await connection.read_acks(2) == ["Server overloaded: worker is short of memory"]
 
 
 async def test_l08_above_the_watermark_new_requests_are_overloaded_and_running_ones_go_on(

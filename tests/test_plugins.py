@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from attrs import fields
 
 import ingress
 from ingress import _plugins
@@ -26,6 +27,7 @@ from ingress._plugins import (
     load_shapes,
 )
 from ingress._worker import Worker
+from ingress.abc import PlaneOptions
 from ingress.cli import main
 from ingress.discovery import MemoryDiscovery
 from ingress.errors import PluginError, StartupError
@@ -324,3 +326,7 @@ def test_plugins_tells_what_does_not_load_in_any_group_and_lists_the_others(
         assert mine["loads"] is True
         assert "is claimed by acme-one 1.0 (acme_one:thing) and acme-two 2.0 (acme_one:thing)" in mine["problem"]
     assert captured.err.count("is claimed by") == 1
+
+
+def test_a_plane_is_told_its_options_by_name_so_that_one_more_shifts_none() -> None:
+    assert all(each.kw_only for each in fields(PlaneOptions))

@@ -19,6 +19,7 @@ import trio.testing
 from attrs import define, field
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from ingress._failures import refusal_text
 from ingress._network import TcpNetwork
 from ingress._tallies import Tallies
 from ingress.abc import Push
@@ -41,8 +42,8 @@ class Receiver:
         self.pushes.append(push)
         if push.path == "raise" and self.raises is not None:
             raise self.raises
-        if push.too_large is not None:
-            return f"Server unavailable: {push.too_large}"
+        if push.refusal is not None:
+            return refusal_text(push.refusal)
         return self.answers.get(push.path or "", "")
 
 
@@ -337,11 +338,16 @@ async def test_f14_an_idle_connection_is_closed_where_a_limit_is_set(autojump_cl
         assert trio.current_time() == pytest.approx(9)
 
 
-async def test_f15_connections_above_the_limit_are_closed_and_counted_and_make_room_again() -> None:
-    async with serve_plane(max_connections=2) as served:
+@pytest.mark.parametrize("options", [{}, {"max_connections_per_peer": 2}, {"max_connections_per_peer": 5}])
+async def test_f15_connections_above_the_limit_are_closed_and_counted_and_make_room_again(
+    options: dict[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serve_plane(max_connections=2, **options) as served:
         first, second, third = [await served.connect() for _ in range(3)]
         assert await is_closed(third)
-        assert served.tallies.connections_refused["peer"] == 1
+        assert served.tallies.connections_refused == {"limit": 1, "peer": 0, "silent": 0, "tls": 0}
+        (record,) = caplog.records
+        assert record.getMessage() == "connection from 127.0.0.1 refused: 2 are open, of at most 2"
         await first.send_all(frame())
         assert await read_acks(first, 1) == [""]
         await second.aclose()
@@ -377,16 +383,35 @@ async def test_f14_f15_a_connection_that_never_sent_a_request_makes_room(
         assert await read_acks(used, 1) == [""]
         await wait_all_tasks_blocked(0.01)
         assert served.tallies.connections_open == 3
-        assert served.tallies.connections_refused == {"limit": 0, "peer": 2, "silent": 2, "tls": 0}
-        assert "closed to make room: it has sent no request" in caplog.text
+        assert served.tallies.connections_refused == {"limit": 2, "peer": 0, "silent": 2, "tls": 0}
+        assert "closed to make room: it has sent no whole request" in caplog.text
         assert "internal error" not in caplog.text
 
 
-async def test_f15_the_connections_of_one_peer_have_a_limit_of_their_own() -> None:
+async def test_f15_a_large_first_request_on_its_way_does_not_make_room(mock_clock: MockClock) -> None:
+    async with serve_plane(max_connections=2, max_connections_per_peer=2) as served:
+        upload, stalled = await served.connect(), await served.connect()
+        await upload.send_all(LARGE[:80_000])
+        await stalled.send_all(LARGE[:1000])
+        await wait_all_tasks_blocked()
+        mock_clock.jump(11)
+        new = await served.connect()
+        await new.send_all(frame())
+        assert await read_acks(new, 1) == [""]
+        assert await is_closed(stalled)
+        assert await is_closed(await served.connect())
+        await upload.send_all(LARGE[80_000:])
+        assert await read_acks(upload, 1) == [""]
+
+
+async def test_f15_the_connections_of_one_peer_have_a_limit_of_their_own(caplog: pytest.LogCaptureFixture) -> None:
     async with serve_plane(max_connections=8) as served:
         streams = [await served.connect() for _ in range(6)]
         assert await is_closed(await served.connect())
         assert served.tallies.connections_refused["peer"] == 1
+        (record,) = caplog.records
+        text = "connection from 127.0.0.1 refused: 6 of its address are open, of at most 6 of one address"
+        assert record.getMessage() == text
         await streams.pop().aclose()
         await wait_all_tasks_blocked()
         await assert_serves(served)

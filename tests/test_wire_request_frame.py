@@ -280,3 +280,20 @@ def test_an_ack_of_4_gib_is_refused_at_its_length_and_the_decoder_is_dead_after_
             assert not decoder._buffer
     assert (caught.value.size, caught.value.limit) == (2**32 - 1, MAX_ACK_LENGTH)
     assert cost.peak < 4 * MIB
+
+
+def test_a_frame_that_is_discarded_tells_what_has_come_of_it() -> None:
+    whole = encode_request_frame("path", {"k": "v"}, b"payload")
+    start = len(whole) - len(b"payload")
+    for cut in range(len(whole)):
+        decoder = RequestFrameDecoder()
+        decoder.receive_data(whole + whole[:cut])
+        assert len(list(decoder)) == 1
+        frame = decoder.discard(3)
+        assert decoder.is_idle and decoder.held_bytes == 0
+        if cut < start:
+            assert frame is None
+        else:
+            assert frame is not None
+            assert (frame.path, frame.headers) == ("path", {"k": "v"})
+            assert frame.payload == whole[start : min(cut, start + 3)]

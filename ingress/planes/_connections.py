@@ -1,7 +1,8 @@
 """The request connections that are open: how many, whose, and which of them give way when there is no room for more.
 
 A connection that has sent a whole request is somebody's, however long it rests. One that never has gives its place up
-after a while, but only to another: whoever opens all that there may be must not keep the others out for good.
+after a while, unless it is busy sending a large one, but only to another: whoever opens all that there may be must not
+keep the others out for good.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ PEER_SHARE = 0.75
 
 # A caller sends its first request as soon as it is connected.
 MAX_SILENCE = 10.0
+
+# One that is in the middle of a large first request is not silent as long as it sends so many bytes in that time; its
+# frame's deadline asks for ten times as much. A flood opens connections, and rarely pays for them.
+LEAST_SENT = 64 * 1024
 
 
 class Connection:
@@ -76,13 +81,11 @@ class Connections:
             the connection, None where it was refused; and another one that has left for it, to be closed now.
         """
         peer = None if peer_host is None else self._peers.get(peer_host)
-        given_up = None
+        given_up, reason = None, self._limit_reached(peer)
         if peer is not None and peer.open >= self.most_of_peer:
-            given_up, reason = self._longest_silent(peer.silent), "peer"
-        elif self._tallies.connections_open >= self.most:
-            given_up, reason = self._longest_silent(self._silent), "limit"
-        else:
-            reason = ""
+            given_up = self._longest_silent(peer.silent)  # it displaces only its own
+        elif reason:
+            given_up = self._longest_silent(self._silent)
         if reason and given_up is None:
             self._tallies.connections_refused[reason] += 1
             return None, None
@@ -99,28 +102,47 @@ class Connections:
             peer.silent[connection] = None
         return connection, given_up
 
+    def describe_full(self, peer_host: str | None) -> str:
+        """Say which limit keeps a connection of that address out, for people."""
+        peer = None if peer_host is None else self._peers.get(peer_host)
+        if peer is not None and self._limit_reached(peer) == "peer":
+            return f"{peer.open} of its address are open, of at most {self.most_of_peer} of one address"
+        return f"{self._tallies.connections_open} are open, of at most {self.most}"
+
     def prove(self, connection: Connection) -> None:
         """Note that a connection has sent a whole request: it gives way to nobody any more."""
         connection.is_proven = True
-        self._silent.pop(connection, None)
-        if connection.peer is not None:
-            connection.peer.silent.pop(connection, None)
+        self._no_longer_silent(connection)
 
     def leave(self, connection: Connection) -> None:
-        """Note that a connection is closed, or about to be; what is noted already is not noted twice."""
-        if not connection.is_open:
-            return
+        """Note that a connection is closed, or about to be; once, as ``is_open`` tells."""
         connection.is_open = False
         self._tallies.connections_open -= 1
-        self.prove(connection)
+        self._no_longer_silent(connection)
         if (peer := connection.peer) is not None:
             peer.open -= 1
             if not peer.open and connection.peer_host is not None:
                 del self._peers[connection.peer_host]
 
+    def _no_longer_silent(self, connection: Connection) -> None:
+        self._silent.pop(connection, None)
+        if connection.peer is not None:
+            connection.peer.silent.pop(connection, None)
+
+    def _limit_reached(self, peer: Peer | None) -> str:
+        if self._tallies.connections_open >= self.most:
+            return "limit"
+        return "peer" if peer is not None and peer.open >= self.most_of_peer else ""
+
     def _longest_silent(self, silent: dict[Connection, None]) -> Connection | None:
-        first = next(iter(silent), None)
-        return first if first is not None and self._now() - first.opened_at >= MAX_SILENCE else None
+        now = self._now()
+        for connection in silent:
+            age = now - connection.opened_at
+            if age < MAX_SILENCE:
+                return None
+            if connection.incomplete < age / MAX_SILENCE * LEAST_SENT:
+                return connection
+        return None
 
 
 def default_of_peer(most: int) -> int:

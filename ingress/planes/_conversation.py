@@ -15,7 +15,7 @@ import trio
 from .._tallies import Tallies
 from .._text import RateLimitedLogger, printable
 from ..abc import Push, PushReceiver
-from ..errors import InvalidMessage, MessageTooLarge
+from ..errors import IngressError, InvalidMessage, MessageTooLarge, Overloaded
 from ..wire.messages import MAX_CONTROL_MESSAGE
 from ..wire.request_frame import (
     OVERLOADED_PREFIX,
@@ -42,9 +42,9 @@ _LINGER_TIMEOUT = 1.0
 DEFAULT_FRAME_TIMEOUT = 30.0
 _BYTES_PER_SECOND = 64 * 1024
 
-# The beginning of a payload that is too large: what the largest control message takes, and how long it is waited for.
-_OVERSIZED_START = MAX_CONTROL_MESSAGE + PREFIX.size
-_OVERSIZED_WAIT = 0.5
+# The beginning of a payload that is not taken: what the largest control message takes, and how long it is waited for.
+_START_SIZE = MAX_CONTROL_MESSAGE + PREFIX.size
+_START_WAIT = 0.5
 
 _READ_SIZE = 64 * 1024
 
@@ -136,7 +136,7 @@ class Conversations:
                 if connection.incomplete or decoder.announced_size > LARGE_FRAME:
                     overload = self._incomplete.note(connection, decoder.held_bytes)
                     if overload is not None:
-                        acks += encode_ack(self._refuse_unfinished(connection, decoder, overload))
+                        acks += encode_ack(await self._refuse_unfinished(connection, decoder, overload, receive))
                         is_over = True
             if acks and not await self._send_acks(stream, acks, peer_host):
                 return
@@ -184,21 +184,22 @@ class Conversations:
         if oversized is None or not isinstance(refusal, MessageTooLarge):
             self._log.log(logging.WARNING, "frame refused", "frame from %s refused: %s", peer_host, text)
             return UNAVAILABLE_PREFIX + text
-        start = bytearray(oversized.payload)
-        with trio.move_on_after(_OVERSIZED_WAIT):
-            while len(start) < _OVERSIZED_START and (data := await stream.receive_some(_READ_SIZE)):
-                start += data
-        return receive(
-            Push(_path_of(oversized), bytes(start[:_OVERSIZED_START]), oversized.headers, peer_host, refusal)
-        )
+        return await _hand_over_start(stream, oversized, refusal, _START_SIZE, receive, peer_host)
 
-    def _refuse_unfinished(self, connection: Connection, decoder: RequestFrameDecoder, reason: str) -> str:
+    async def _refuse_unfinished(
+        self, connection: Connection, decoder: RequestFrameDecoder, reason: str, receive: PushReceiver
+    ) -> str:
         """Return the ack of a frame of which no more is taken, and let go of what is held of it."""
-        decoder.discard()
+        started = decoder.discard(_START_SIZE)
         self._incomplete.note(connection, 0)
         self._tallies.frames_refused["overloaded"] += 1
         self._log.log(logging.WARNING, reason, "frame from %s refused: %s", connection.peer_host, reason)
-        return OVERLOADED_PREFIX + reason
+        if started is None:
+            return OVERLOADED_PREFIX + reason
+        # No more is waited for than any connection may hold outside the budget, that of small frames.
+        return await _hand_over_start(
+            connection.stream, started, Overloaded(reason), LARGE_FRAME, receive, connection.peer_host
+        )
 
     async def _send_acks(self, stream: trio.abc.Stream, acks: bytearray, peer_host: str | None) -> bool:
         # Nearly always the kernel takes them at once, and then no deadline is needed: that is a tenth of a request.
@@ -236,6 +237,25 @@ def _push_some(
     except InvalidMessage as exc:
         return exc.with_traceback(None), False  # a traceback holds the last frame too
     return None, False
+
+
+async def _hand_over_start(
+    stream: trio.abc.Stream,
+    started: RequestFrame,
+    refusal: IngressError,
+    wanted: int,
+    receive: PushReceiver,
+    peer_host: str | None,
+) -> str:
+    """Hand over a frame that is not taken, for its ack; its beginning may name a caller who understands none."""
+    start = bytearray(started.payload)
+    with trio.move_on_after(_START_WAIT):
+        while len(start) < wanted and (data := await stream.receive_some(_READ_SIZE)):
+            start += data
+    try:
+        return receive(Push(_path_of(started), bytes(start[:_START_SIZE]), started.headers, peer_host, refusal))
+    finally:
+        refusal.__traceback__ = None  # it holds the push, which holds it
 
 
 async def _close_after_refusal(stream: trio.abc.Stream) -> None:

@@ -77,11 +77,12 @@ class TcpRequestPlane(RequestPlane):
             max_connections: more are closed as they come; by default half of what the limit of descriptors leaves room
                 for, at most 8,192. What is asked for is had as far as a quarter of that room remains for answers.
             max_connections_per_peer: more of one address are closed as they come; by default three quarters of those.
-                At either limit the oldest connection that has not sent a whole request within 10 seconds makes room.
+                At either limit the oldest connection that has not sent a whole request within 10 seconds makes room,
+                unless it sends a large one, 64 KiB in each 10 seconds at least.
             max_incomplete_bytes: bytes of requests of more than 64 KiB that have not arrived whole, of all connections;
                 by default an eighth of the memory that the process may use, 64 MiB and one of the largest at least.
-                One peer may hold three quarters of them. A request that would be more is refused and its connection
-                closed.
+                One peer may hold three quarters of them, and one of the largest at least. A request that would be more
+                is refused and its connection closed.
             is_short_of_memory: whether so many bytes more would be too much; such a request is refused likewise.
             frame_timeout: seconds for a frame, from its first byte, beside one for each 64 KiB that it announces.
             idle_timeout: seconds between two frames; callers pool their connections, so by default no limit.
@@ -186,12 +187,11 @@ class TcpRequestPlane(RequestPlane):
         if connection is not None:
             nursery.start_soon(self._serve_connection, connection, receive)
         else:
-            text = "connection from %s refused: %d are open, of one peer %d at most"
-            most, of_peer = self._connections.most, self._connections.most_of_peer
-            self._accept_log.log(logging.WARNING, "connections", text, peer_host, most, of_peer)
+            text, full = "connection from %s refused: %s", self._connections.describe_full(peer_host)
+            self._accept_log.log(logging.WARNING, "connections", text, peer_host, full)
             await trio.aclose_forcefully(stream)
         if given_up is not None:
-            text = "connection from %s closed to make room: it has sent no request"
+            text = "connection from %s closed to make room: it has sent no whole request"
             self._accept_log.log(logging.WARNING, "silent connection", text, given_up.peer_host)
             await trio.aclose_forcefully(given_up.stream)  # its own task finds it closed
 

@@ -121,9 +121,26 @@ class RequestFrameDecoder:
         """Bytes of the frame that has begun, as far as they have arrived."""
         return len(self._buffer)
 
-    def discard(self) -> None:
-        """Let go of the frame that has begun; whoever calls this wants no more of the connection."""
-        self._buffer = bytearray()
+    def discard(self, keep: int = 0) -> RequestFrame | None:
+        """Let go of the frame that has begun; whoever calls this wants no more of the connection.
+
+        Returns:
+            the frame, with ``keep`` bytes of its payload at most; None where its payload has not begun.
+        """
+        buffer, self._buffer = self._buffer, bytearray()
+        if not self._announced_size:
+            return None
+        path_end = _U16.size + _U16.unpack_from(buffer)[0]
+        headers_start = path_end + _U16.size
+        headers_end = headers_start + _U16.unpack_from(buffer, path_end)[0]
+        start = headers_end + _U32.size
+        if len(buffer) < start:
+            return None
+        return RequestFrame(
+            bytes(buffer[_U16.size : path_end]),
+            bytes(buffer[headers_start:headers_end]),
+            bytes(buffer[start : start + keep]),
+        )
 
     @property
     def oversized(self) -> RequestFrame | None:
