@@ -18,24 +18,17 @@ from ._dialled import DialledStreams
 from ._logging import request_scope
 from ._network import TcpConnect, TcpStream
 from ._request_stream import RequestInput
+from ._stream_limits import DEFAULT_STREAM_LIMITS, StreamLimits
 from ._text import RateLimitedLogger, quoted
 from .abc import Network
 from .errors import InvalidMessage, RemoteProtocolError, ResponseStreamError
 from .wire.addresses import SocketAddress
 from .wire.messages import CallHomeHandshake, ControlWord, StreamAddress
 from .wire.response import ControlWordReader
-from .wire.two_part import DEFAULT_MAX_MESSAGE_SIZE, encode_two_part
+from .wire.two_part import encode_two_part
 
 logger = logging.getLogger("ingress.dialback")
 _log = RateLimitedLogger(logger)
-
-DEFAULT_CONNECT_TIMEOUT = 5.0
-
-# What the caller has to take our handshake on a request stream, on which nothing else is written.
-DEFAULT_HANDSHAKE_TIMEOUT = 5.0
-
-# Released workers wait as long for the caller to close first (docs/wire.md §4).
-DEFAULT_CLOSE_WAIT = 10.0
 
 InputT = TypeVar("InputT")
 
@@ -44,7 +37,7 @@ class DialBack:
     """The dial-backs of one request, the :class:`ingress.abc.Dialer` of its shape, open while inside ``async with``.
 
     Leaving closes every stream that was opened: at once, except after :meth:`let_caller_close_first`; then the response
-    stream is left to ``streams``, to be closed when its caller has closed its side, or after ``close_wait`` seconds.
+    stream is left to ``streams``, to be closed when its caller has closed its side, or after its ``close_wait``.
 
     Each stream has one reader for its whole life, which turns what the caller does into ``context.stop`` and
     ``context.kill``.
@@ -52,8 +45,8 @@ class DialBack:
 
     # Of this and what else an open stream has there may be thousands.
     __slots__ = (
-        *("_caller", "_close_wait", "_connect_timeout", "_context", "_guard", "_handshake_timeout", "_is_graceful"),
-        *("_max_frame_size", "_network", "_open", "_peer_host", "_readings", "streams"),
+        *("_caller", "_context", "_guard", "_is_graceful", "_limits", "_network", "_open", "_peer_host", "_readings"),
+        "streams",
     )
 
     def __init__(
@@ -63,22 +56,15 @@ class DialBack:
         context: RequestContext,
         guard: DialGuard,
         peer_host: str | None,
-        *,
-        connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
-        handshake_timeout: float = DEFAULT_HANDSHAKE_TIMEOUT,
-        close_wait: float = DEFAULT_CLOSE_WAIT,
-        max_frame_size: int = DEFAULT_MAX_MESSAGE_SIZE,
+        limits: StreamLimits = DEFAULT_STREAM_LIMITS,
     ) -> None:
         self.streams = streams
         """Where what serves a stream runs."""
         self._network = network
         self._context = context
-        self._max_frame_size = max_frame_size
         self._guard = guard
         self._peer_host = peer_host
-        self._connect_timeout = connect_timeout
-        self._handshake_timeout = handshake_timeout
-        self._close_wait = close_wait
+        self._limits = limits
         self._open: list[trio.abc.Stream] = []
         self._caller: _Caller | None = None
         self._readings: tuple[trio.CancelScope, ...] = ()
@@ -95,7 +81,7 @@ class DialBack:
         if error is None and self._is_graceful and self._caller is not None and not self._caller.is_gone:
             self._open.remove(self._caller.stream)
             self._caller.has_answer = True
-            self.streams.linger(self._caller.stream, self._close_wait)
+            self.streams.linger(self._caller.stream, self._limits.close_wait)
         self._caller = None
         await self.close()
 
@@ -123,11 +109,11 @@ class DialBack:
         connection = await self._connect(address)
         handshake = encode_two_part(CallHomeHandshake(info.subject, "request").encode())
         try:
-            with trio.fail_after(self._handshake_timeout):
+            with trio.fail_after(self._limits.handshake_timeout):
                 await connection.send_all(handshake)
         except (trio.TooSlowError, trio.BrokenResourceError) as exc:
             raise ResponseStreamError(f"request stream of {address.host}:{address.port} took no handshake") from exc
-        requests = RequestInput(connection, self._context, decode, max_frame_size=self._max_frame_size)
+        requests = RequestInput(connection, self._context, decode, max_frame_size=self._limits.max_frame_size)
         reading = trio.CancelScope()
         self._readings += (reading,)
         self.streams.start_soon(self._follow, connection, requests, reading)
@@ -183,7 +169,7 @@ class DialBack:
         stream: trio.abc.Stream | None = None
         failure, is_theirs = "", True
         try:
-            with turn.begin(self._connect_timeout) as scope:
+            with turn.begin(self._limits.connect_timeout) as scope:
                 try:
                     dialled = (
                         target

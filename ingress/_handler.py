@@ -24,7 +24,8 @@ from ._ledger import Ledger, error_type_of
 from ._logging import request_scope
 from ._pump import pump_response_stream
 from ._push_gate import AdmittedPush, PushGate
-from ._response import DEFAULT_STREAM_LIMITS, Response, StreamLimits
+from ._response import Response
+from ._stream_limits import DEFAULT_STREAM_LIMITS, StreamLimits
 from ._text import quoted
 from ._token import TokenGuard
 from ._tracing import EndpointTracer, RequestEnd, RequestStart, end_span, start_span
@@ -34,7 +35,6 @@ from .metrics import RequestGuard, WorkHandlerMetrics
 from .wire.messages import ErrorEvent
 from .wire.records import EndpointId
 from .wire.trace_context import read_trace_context
-from .wire.two_part import DEFAULT_MAX_MESSAGE_SIZE
 
 logger = logging.getLogger("ingress.handler")
 
@@ -71,7 +71,6 @@ class PushHandler:
         tracer: EndpointTracer | None = None,
         token_guard: TokenGuard | None = None,
         limits: StreamLimits = DEFAULT_STREAM_LIMITS,
-        max_frame_size: int = DEFAULT_MAX_MESSAGE_SIZE,
         stop_grace: float = 0.0,
         cleanup_timeout: float = DEFAULT_CLEANUP_TIMEOUT,
     ) -> None:
@@ -88,7 +87,6 @@ class PushHandler:
         self._streams = streams
         self._dial_guard = dial_guard
         self._limits = limits
-        self._max_frame_size = max_frame_size
         self._stop_grace = stop_grace
         self._cleanup_timeout = cleanup_timeout
         self._notify_health: HealthNotifier | None = None
@@ -166,15 +164,7 @@ class PushHandler:
     async def _handle(self, admitted: AdmittedPush, context: RequestContext) -> None:
         limits = self._limits
         async with DialBack(
-            self._network,
-            self._streams,
-            context,
-            self._dial_guard,
-            admitted.peer_host,
-            connect_timeout=limits.connect_timeout,
-            handshake_timeout=limits.handshake_timeout,
-            close_wait=limits.close_wait,
-            max_frame_size=self._max_frame_size,
+            self._network, self._streams, context, self._dial_guard, admitted.peer_host, limits
         ) as dial_back:
             response = Response(
                 dial_back,

@@ -12,7 +12,8 @@ from ._context import RequestContext
 from ._dial_guard import DialGuard, DialTarget
 from ._dialback import DialBack
 from ._dialled import DialledStreams
-from ._response import DEFAULT_STREAM_LIMITS, Response, StreamLimits
+from ._response import Response
+from ._stream_limits import DEFAULT_STREAM_LIMITS, StreamLimits
 from ._text import quoted
 from .abc import IngressDispatch, Network, Push
 from .errors import IngressError, PublishError, ResponseStreamError
@@ -79,13 +80,7 @@ class LegacyTeller:
         context = RequestContext(request_id=refusal.control.id, endpoint=_ENDPOINT_OF_NOBODY, metadata={}, headers={})
         try:
             async with DialBack(
-                self._network,
-                self._streams,
-                context,
-                self._dial_guard,
-                refusal.peer_host,
-                connect_timeout=self._limits.connect_timeout,
-                close_wait=self._limits.close_wait,
+                self._network, self._streams, context, self._dial_guard, refusal.peer_host, self._limits
             ) as dial_back:
                 response = Response(
                     dial_back,

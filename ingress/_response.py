@@ -5,46 +5,17 @@ from __future__ import annotations
 import errno
 
 import trio
-from attrs import field, frozen
 
-from ._checks import a_count, a_deadline
 from ._context import RequestContext
 from ._dial_guard import DialTarget
-from ._dialback import DEFAULT_CLOSE_WAIT, DEFAULT_CONNECT_TIMEOUT, DEFAULT_HANDSHAKE_TIMEOUT, DialBack
+from ._dialback import DialBack
 from ._failures import error_event_of
 from ._pump import PumpProgress
-from ._response_writer import DEFAULT_WRITE_STALL_TIMEOUT, ResponseMeter, ResponseWriter
+from ._response_writer import ResponseMeter, ResponseWriter
 from .errors import EngineShutdown
-from .wire.codec import DEFAULT_MAX_RESPONSE_CHUNK, codec_named
+from .wire.codec import codec_named
 from .wire.messages import Annotated, ConnectionInfo, ErrorEvent, RequestControlMessage
 from .wire.response import ResponseSender, ResponseState
-
-
-@frozen
-class StreamLimits:
-    """What the answers of a worker may take; see :class:`ingress.Worker`.
-
-    Raises:
-        ValueError: a value can be no limit.
-    """
-
-    connect_timeout: float = field(default=DEFAULT_CONNECT_TIMEOUT, validator=a_deadline)
-    """Seconds to dial a caller back, its TLS handshake included."""
-
-    handshake_timeout: float = field(default=DEFAULT_HANDSHAKE_TIMEOUT, validator=a_deadline)
-    """Seconds for a caller to take the handshake of a request stream."""
-
-    write_stall_timeout: float = field(default=DEFAULT_WRITE_STALL_TIMEOUT, validator=a_deadline)
-    """Seconds in which a caller must take a byte of what is written."""
-
-    close_wait: float = field(default=DEFAULT_CLOSE_WAIT, validator=a_deadline)
-    """Seconds for a caller to close first, after a whole answer."""
-
-    max_response_chunk: int = field(default=DEFAULT_MAX_RESPONSE_CHUNK, validator=a_count)
-    """Bytes of the largest chunk, as it is on the wire."""
-
-
-DEFAULT_STREAM_LIMITS = StreamLimits()
 
 
 class Response:

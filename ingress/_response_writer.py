@@ -8,10 +8,8 @@ from typing import Protocol
 
 import trio
 
+from ._stream_limits import DEFAULT_WRITE_STALL_TIMEOUT
 from .errors import PublishError
-
-# A peer that takes no byte for this long is given up.
-DEFAULT_WRITE_STALL_TIMEOUT = 60.0
 
 # For streams that tell of no progress within a send: small enough that a caller who reads 1 KiB a second is seen to
 # make some within the write-stall timeout.

@@ -14,7 +14,7 @@ from ._failures import refusal_text
 from ._handler import PushHandler
 from ._legacy import LegacyTeller
 from ._life import Life, Phase
-from ._response import StreamLimits
+from ._stream_limits import StreamLimits
 from ._text import RateLimitedLogger, printable, quoted
 from ._token import TokenGuard
 from ._tracing import Tracer
@@ -48,7 +48,6 @@ class Switchboard:
         dial_guard: DialGuard,
         token_guard: TokenGuard | None,
         limits: StreamLimits,
-        max_frame_size: int,
         stop_grace: float,
         tracer: Tracer | None,
     ) -> None:
@@ -65,7 +64,6 @@ class Switchboard:
                 dial_guard=dial_guard,
                 token_guard=token_guard,
                 limits=limits,
-                max_frame_size=max_frame_size,
                 stop_grace=stop_grace,
                 tracer=None if tracer is None else tracer.endpoint(endpoint_id, instance_id),
             )

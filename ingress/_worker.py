@@ -17,7 +17,6 @@ from ._checks import check_seconds
 from ._context import OpenRequests
 from ._descriptors import StreamDescriptors
 from ._dial_policy import DialPolicy
-from ._dialback import DEFAULT_CLOSE_WAIT, DEFAULT_CONNECT_TIMEOUT, DEFAULT_HANDSHAKE_TIMEOUT
 from ._dialled import DialledStreams
 from ._drain import DEFAULT_DRAIN_BUDGET, DEFAULT_LINGER, drain
 from ._engine import make_engine
@@ -25,8 +24,14 @@ from ._life import Life, Phase
 from ._memory_watermark import DEFAULT_MEMORY_WATERMARK, MemoryWatermark, find_memory_limit
 from ._open_doors import warn_of_open_doors
 from ._plugins import load_discovery, load_plane, load_shapes
-from ._response import StreamLimits
-from ._response_writer import DEFAULT_WRITE_STALL_TIMEOUT
+from ._stream_limits import (
+    DEFAULT_CLOSE_WAIT,
+    DEFAULT_CONNECT_TIMEOUT,
+    DEFAULT_FRAME_TIMEOUT,
+    DEFAULT_HANDSHAKE_TIMEOUT,
+    DEFAULT_WRITE_STALL_TIMEOUT,
+    StreamLimits,
+)
 from ._switchboard import Switchboard
 from ._tallies import Tallies
 from ._token import TokenGuard, TokenKeys
@@ -37,7 +42,7 @@ from .abc import AdmissionPolicy, Discovery, Engine, IngressDispatch, Network, P
 from .errors import StartupError
 from .metrics import WorkerMetrics
 from .models import ModelLike, ModelSet
-from .planes.tcp import DEFAULT_ACK_WRITE_TIMEOUT, DEFAULT_FRAME_TIMEOUT, DEFAULT_HOST, TcpRequestPlane
+from .planes.tcp import DEFAULT_ACK_WRITE_TIMEOUT, DEFAULT_HOST, TcpRequestPlane
 from .status import STARTING, StatusOptions, WorkerStatus
 from .tls import TlsContexts, TlsNetwork, TlsOptions
 from .wire.codec import DEFAULT_MAX_RESPONSE_CHUNK, codec_named
@@ -130,7 +135,15 @@ class Worker:
         self.open_requests = OpenRequests()
         # -- where it is found, and how it is reached --
         self._discovery = load_discovery(discovery) if isinstance(discovery, str) else discovery
-        limits = StreamLimits(connect_timeout, handshake_timeout, write_stall_timeout, close_wait, max_response_chunk)
+        limits = StreamLimits(
+            connect_timeout,
+            handshake_timeout,
+            write_stall_timeout,
+            close_wait,
+            max_response_chunk,
+            frame_timeout,
+            max_frame_size,
+        )
         network = make_network(write_stall_timeout, ack_write_timeout) if network is None else network
         self.tls = None if tls is None else TlsContexts(tls)
         """The certificates in use; None without TLS."""
@@ -187,7 +200,6 @@ class Worker:
             dial_guard=self._dial_guard,
             token_guard=self._token_guard,
             limits=limits,
-            max_frame_size=max_frame_size,
             stop_grace=stop_grace,
             tracer=tracer,
         )

@@ -19,6 +19,7 @@ from ingress._dialback import DialBack
 from ingress._dialled import DialledStreams
 from ingress._network import TcpListener, TcpNetwork
 from ingress._serve import make_worker
+from ingress._stream_limits import StreamLimits
 from ingress.cli._worker_options import WorkerOptions
 from ingress.discovery import MemoryDiscovery
 from ingress.errors import ResponseStreamError, StartupError
@@ -154,7 +155,9 @@ async def test_a_caller_that_takes_no_handshake_of_a_request_stream_is_given_up(
     address = ConnectionInfo("127.0.0.1:5000", "s", "r", "request").to_address()
     guard = DialGuard(DialPolicy("any"))
     async with await network.open_listener("127.0.0.1", 5000):
-        async with DialBack(network, DialledStreams(), context, guard, "127.0.0.1", handshake_timeout=2.5) as dial_back:
+        async with DialBack(
+            network, DialledStreams(), context, guard, "127.0.0.1", StreamLimits(handshake_timeout=2.5)
+        ) as dial_back:
             with pytest.raises(ResponseStreamError, match="took no handshake"):
                 await dial_back.open_request_stream(address, bytes)
         assert trio.current_time() == pytest.approx(2.5)

@@ -17,7 +17,7 @@ import pytest
 import trio
 
 from ingress._network import TcpNetwork, TcpStream, join_host_port, routable_host
-from ingress._response_writer import DEFAULT_WRITE_STALL_TIMEOUT
+from ingress._stream_limits import DEFAULT_WRITE_STALL_TIMEOUT
 from ingress.discovery import MemoryDiscovery
 from ingress.errors import StartupError
 from ingress.wire.messages import ControlWord

@@ -7,9 +7,14 @@ from typing import Annotated, Any
 from attrs import asdict, frozen
 from cyclopts import Group, Parameter
 
-from .._dialback import DEFAULT_CLOSE_WAIT, DEFAULT_CONNECT_TIMEOUT, DEFAULT_HANDSHAKE_TIMEOUT
-from .._response_writer import DEFAULT_WRITE_STALL_TIMEOUT
-from ..planes.tcp import DEFAULT_ACK_WRITE_TIMEOUT, DEFAULT_FRAME_TIMEOUT
+from .._stream_limits import (
+    DEFAULT_CLOSE_WAIT,
+    DEFAULT_CONNECT_TIMEOUT,
+    DEFAULT_FRAME_TIMEOUT,
+    DEFAULT_HANDSHAKE_TIMEOUT,
+    DEFAULT_WRITE_STALL_TIMEOUT,
+)
+from ..planes.tcp import DEFAULT_ACK_WRITE_TIMEOUT
 from ._worker_options import check_deadline
 
 DEADLINES = Group("Deadlines", sort_key=3)

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from .._stream_limits import FRAME_BYTES_PER_SECOND
 from .._tallies import Tallies
 from .._text import RateLimitedLogger, printable
 from ..abc import Push, PushReceiver
@@ -36,11 +37,6 @@ DEFAULT_ACK_WRITE_TIMEOUT = 60.0
 # After a refusal that ends the connection the caller may still be sending; reading on for a while lets the ack arrive
 # before the reset that unread bytes would cause.
 _LINGER_TIMEOUT = 1.0
-
-# From a frame's first byte to its last, beside a second for each 64 KiB that it announces: time enough for a slow link,
-# and too little to hold connections open with a byte now and then.
-DEFAULT_FRAME_TIMEOUT = 30.0
-_BYTES_PER_SECOND = 64 * 1024
 
 # The beginning of a payload that is not taken: what the largest control message takes, and how long it is waited for.
 _START_SIZE = MAX_CONTROL_MESSAGE + PREFIX.size
@@ -157,7 +153,7 @@ class Conversations:
                 return await stream.receive_some(_READ_SIZE)
             logger.debug("request connection from %s idle for %g s, closing", peer_host, self._idle_timeout)
             return b""
-        deadline = begun_at + self._frame_timeout + decoder.announced_size / _BYTES_PER_SECOND
+        deadline = begun_at + self._frame_timeout + decoder.announced_size / FRAME_BYTES_PER_SECOND
         with trio.move_on_at(deadline):
             return await stream.receive_some(_READ_SIZE)
         self._tallies.frames_refused["deadline"] += 1

@@ -15,13 +15,13 @@ import trio
 from .._checks import check_count, check_deadline
 from .._descriptors import present_descriptors, share_descriptors
 from .._network import close_now, join_host_port, routable_host
+from .._stream_limits import DEFAULT_FRAME_TIMEOUT
 from .._tallies import Tallies
 from .._text import RateLimitedLogger
 from ..abc import Network, PlaneOptions, PushReceiver, RequestPlane
 from ..wire.request_frame import DEFAULT_MAX_FRAME_SIZE
 from ._connections import Connection, Connections, default_of_peer
 from ._conversation import DEFAULT_ACK_WRITE_TIMEOUT as DEFAULT_ACK_WRITE_TIMEOUT
-from ._conversation import DEFAULT_FRAME_TIMEOUT as DEFAULT_FRAME_TIMEOUT
 from ._conversation import Conversations
 from ._incomplete import IncompleteFrames
 
