@@ -14,9 +14,10 @@ import trio
 from ._descriptors import StreamDescriptors
 from ._failures import describe_failure
 from ._memory_watermark import MemoryWatermark
+from ._request_memory import SMALL_REQUEST, HeldMemory, RequestMemory
 from ._text import RateLimitedLogger, printable
 from .abc import AdmissionPolicy, Arrival
-from .errors import Overloaded, PolicyFailed, QueueDeadlinePassed
+from .errors import IngressError, Overloaded, PolicyFailed, QueueDeadlinePassed
 
 logger = logging.getLogger("ingress.admission")
 
@@ -36,6 +37,7 @@ class Admission:
         queue_deadline: seconds that a request may wait in line; None for ever.
         max_inflight_per_peer: slots and places in line that one peer's address may hold; None for all of them.
         memory: refuses while it is exceeded.
+        request_memory: what requests take of it; one for which there is none left is refused.
         descriptors: those of answers; a request for whose streams there are none left is refused.
     """
 
@@ -48,6 +50,7 @@ class Admission:
         queue_deadline: float | None = None,
         max_inflight_per_peer: int | None = None,
         memory: MemoryWatermark | None = None,
+        request_memory: RequestMemory | None = None,
         descriptors: StreamDescriptors | None = None,
     ) -> None:
         if engine_request_limit < 1 or request_queue_limit < 0:
@@ -68,6 +71,7 @@ class Admission:
         self.rejected = 0
         self._policy = policy
         self._memory = memory
+        self.request_memory = RequestMemory() if request_memory is None else request_memory
         self.descriptors = StreamDescriptors() if descriptors is None else descriptors
         self._of_peers: Counter[str] = Counter()  # only those that hold something, and only where there is a limit
         self._line: OrderedDict[Slot, None] = OrderedDict()
@@ -105,12 +109,24 @@ class Admission:
             refusal = "worker is short of descriptors"
         elif self._memory is not None and self._memory.is_exceeded(size):
             refusal = "worker is short of memory"
+        held = None
+        if refusal is None and size > SMALL_REQUEST:
+            held = self.request_memory.open(peer)
+            try:
+                held.change(2 * size)  # the body is cut out of the payload
+            except Overloaded as exc:
+                refusal = str(exc)
         if refusal is not None:
             self.rejected += 1
             raise Overloaded(refusal)
         if self._policy is not None and arrival is not None:
-            self._ask(self._policy, arrival)
-        slot = Slot(self, arrival, peer, streams, is_granted=is_granted)
+            try:
+                self._ask(self._policy, arrival)
+            except IngressError:
+                if held is not None:
+                    held.release()
+                raise
+        slot = Slot(self, arrival, peer, streams, held, is_granted=is_granted)
         self.descriptors.held += streams
         if is_granted:
             self.running += 1
@@ -159,12 +175,15 @@ class Admission:
 
 
 class Slot:
-    """One admitted request's right to run, and to the descriptors of its streams.
+    """One admitted request's right to run, to the descriptors of its streams, and to memory.
 
-    Release it, and tell when the streams are closed or linger, whatever happens.
+    Release it, and let go of the rest when the streams are closed or linger, whatever happens.
     """
 
-    __slots__ = ("_admission", "_descriptors", "_granted", "_is_released", "_streams", "arrival", "is_granted", "peer")
+    __slots__ = (
+        *("_admission", "_descriptors", "_granted", "_is_released", "_streams", "arrival", "held_memory", "is_granted"),
+        "peer",
+    )
 
     def __init__(
         self,
@@ -172,6 +191,7 @@ class Slot:
         arrival: Arrival | None = None,
         peer: str | None = None,
         streams: int = 1,
+        held_memory: HeldMemory | None = None,
         *,
         is_granted: bool,
     ) -> None:
@@ -179,6 +199,8 @@ class Slot:
         self._descriptors = admission.descriptors
         self._streams = streams
         self.peer = peer
+        self.held_memory = held_memory
+        """None where none is counted: a small request has no account."""
         self.arrival = arrival
         self.is_granted = is_granted
         self._is_released = False
@@ -208,10 +230,18 @@ class Slot:
             self._admission.expire(self)
             raise QueueDeadlinePassed(f"no slot became free within {deadline:g} s")
 
-    def streams_closed(self) -> None:
-        """Give the descriptors back, once: nobody needs them any more, or those that linger are counted there."""
+    def open_memory(self) -> HeldMemory:
+        """Return the request's account of memory."""
+        if self.held_memory is None:
+            self.held_memory = self._admission.request_memory.open(self.peer)
+        return self.held_memory
+
+    def let_go(self) -> None:
+        """Give descriptors and memory back: nobody needs them any more, or streams that linger are counted there."""
         self._descriptors.held -= self._streams
         self._streams = 0
+        if self.held_memory is not None:
+            self.held_memory.release()
 
     def release(self) -> None:
         if not self._is_released:

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import AsyncIterable, Callable
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import trio
 
@@ -17,6 +17,7 @@ from ._dial_limits import Turn
 from ._dialled import DialledStreams
 from ._logging import request_scope
 from ._network import TcpConnect, TcpStream
+from ._request_memory import HeldMemory, RequestMemory
 from ._request_stream import RequestInput
 from ._stream_limits import DEFAULT_STREAM_LIMITS, StreamLimits
 from ._text import RateLimitedLogger, quoted
@@ -45,8 +46,8 @@ class DialBack:
 
     # Of this and what else an open stream has there may be thousands.
     __slots__ = (
-        *("_caller", "_context", "_guard", "_is_graceful", "_limits", "_network", "_open", "_peer_host", "_readings"),
-        "streams",
+        *("_caller", "_context", "_guard", "_inputs", "_is_graceful", "_limits", "_network", "_open", "_open_memory"),
+        *("_peer_host", "streams"),
     )
 
     def __init__(
@@ -57,6 +58,7 @@ class DialBack:
         guard: DialGuard,
         peer_host: str | None,
         limits: StreamLimits = DEFAULT_STREAM_LIMITS,
+        open_memory: Callable[[], HeldMemory] | None = None,
     ) -> None:
         self.streams = streams
         """Where what serves a stream runs."""
@@ -65,9 +67,10 @@ class DialBack:
         self._guard = guard
         self._peer_host = peer_host
         self._limits = limits
+        self._open_memory = open_memory
         self._open: list[trio.abc.Stream] = []
         self._caller: _Caller | None = None
-        self._readings: tuple[trio.CancelScope, ...] = ()
+        self._inputs: tuple[tuple[RequestInput[Any], trio.CancelScope], ...] = ()
         self._is_graceful = False
 
     async def __aenter__(self) -> DialBack:
@@ -76,8 +79,9 @@ class DialBack:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for reading in self._readings:  # an input that goes on after the answer's end is of no interest
+        for requests, reading in self._inputs:  # an input that goes on after the answer's end is of no interest
             reading.cancel()
+            requests.close()
         if error is None and self._is_graceful and self._caller is not None and not self._caller.is_gone:
             self._open.remove(self._caller.stream)
             self._caller.has_answer = True
@@ -113,9 +117,10 @@ class DialBack:
                 await connection.send_all(handshake)
         except (trio.TooSlowError, trio.BrokenResourceError) as exc:
             raise ResponseStreamError(f"request stream of {address.host}:{address.port} took no handshake") from exc
-        requests = RequestInput(connection, self._context, decode, max_frame_size=self._limits.max_frame_size)
+        memory = RequestMemory().open(None) if self._open_memory is None else self._open_memory()
+        requests = RequestInput(connection, self._context, decode, memory, self._limits)
         reading = trio.CancelScope()
-        self._readings += (reading,)
+        self._inputs += ((requests, reading),)
         self.streams.start_soon(self._follow, connection, requests, reading)
         return requests
 

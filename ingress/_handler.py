@@ -20,7 +20,7 @@ from ._dialback import DialBack
 from ._dialled import DialledStreams
 from ._engine import as_async_generator, close_engine
 from ._failures import describe_failure, error_event_of, is_cancellation
-from ._ledger import Ledger, error_type_of
+from ._ledger import OVERLOADED, QUEUE_DEADLINE, Ledger, error_type_of
 from ._logging import request_scope
 from ._pump import pump_response_stream
 from ._push_gate import AdmittedPush, PushGate
@@ -30,7 +30,14 @@ from ._text import quoted
 from ._token import TokenGuard
 from ._tracing import EndpointTracer, RequestEnd, RequestStart, end_span, start_span
 from .abc import Engine, IngressDispatch, Network
-from .errors import GenerateError, PublishError, QueueDeadlinePassed, ResponseStreamError, StartupError
+from .errors import (
+    GenerateError,
+    PublishError,
+    QueueDeadlinePassed,
+    RequestMemoryExhausted,
+    ResponseStreamError,
+    StartupError,
+)
 from .metrics import RequestGuard, WorkHandlerMetrics
 from .wire.messages import ErrorEvent
 from .wire.records import EndpointId
@@ -119,7 +126,7 @@ class PushHandler:
             context = self._context_of(admitted)
         except BaseException:
             admitted.slot.release()
-            admitted.slot.streams_closed()
+            admitted.slot.let_go()
             raise
         self.open_requests.add(context)
         return context
@@ -141,7 +148,7 @@ class PushHandler:
                 end_span(context.span, RequestEnd(outcome="failed", reason="internal"))
             self.open_requests.discard(context)
             admitted.slot.release()
-            admitted.slot.streams_closed()
+            admitted.slot.let_go()
 
     def _context_of(self, admitted: AdmittedPush) -> RequestContext:
         control, headers = admitted.control, admitted.headers
@@ -164,7 +171,13 @@ class PushHandler:
     async def _handle(self, admitted: AdmittedPush, context: RequestContext) -> None:
         limits = self._limits
         async with DialBack(
-            self._network, self._streams, context, self._dial_guard, admitted.peer_host, limits
+            self._network,
+            self._streams,
+            context,
+            self._dial_guard,
+            admitted.peer_host,
+            limits,
+            admitted.slot.open_memory,
         ) as dial_back:
             response = Response(
                 dial_back,
@@ -215,18 +228,15 @@ class PushHandler:
                 await admitted.slot.wait_granted()
             except QueueDeadlinePassed as exc:
                 event = error_event_of(exc)
-                self._ledger.waited_too_long(response, context, exc)
+                self._ledger.refused_late(response, context, exc, QUEUE_DEADLINE)
             self.metrics.observe_permit_wait(trio.current_time() - guard.started)
         # 2. Parse. A body that cannot be read is told to the caller, once there is a stream to tell it on.
         try:
             if event is None:
-                if admitted.failure is not None:
-                    raise admitted.failure
-                parsed = await admitted.shape.parse_and_build_request(
-                    admitted.payload, admitted.control, response.dial_back
-                )
-                admitted.payload = b""
-                request = parsed.request
+                request = await self._parse(admitted, response)
+        except RequestMemoryExhausted as exc:
+            event = error_event_of(exc)
+            self._ledger.refused_late(response, context, exc, OVERLOADED)
         except Exception as exc:  # also what a shape did not mean to raise: the caller is told all the same
             event = error_event_of(exc)
             self._ledger.failed(response, context, exc, error_type_of(exc))
@@ -249,6 +259,19 @@ class PushHandler:
             self._ledger.failed(response, context, GenerateError("engine yielded an error event"), "generate")
         elif event is None:
             self._notify()
+
+    async def _parse(self, admitted: AdmittedPush, response: Response) -> Any:
+        """Return the request for the engine.
+
+        A function of its own, so that what finds no memory goes with its locals.
+        """
+        if admitted.failure is not None:
+            raise admitted.failure
+        parsed = await admitted.shape.parse_and_build_request(admitted.payload, admitted.control, response.dial_back)
+        admitted.payload = b""
+        if (held := admitted.slot.held_memory) is not None:
+            await held.settle(parsed.request, admitted.size, parsed.weight)
+        return parsed.request
 
     async def _generate(
         self,

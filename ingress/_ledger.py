@@ -17,7 +17,7 @@ from .wire.records import EndpointId
 
 logger = logging.getLogger("ingress.handler")
 
-QUEUE_DEADLINE = "queue_deadline"
+QUEUE_DEADLINE, OVERLOADED = "queue_deadline", "overloaded"
 
 
 class Ledger:
@@ -39,10 +39,14 @@ class Ledger:
                     self._metrics.count_error(error_type_of(error))
         self._log.log(logging.WARNING, name, "push to %s refused: %s", self._endpoint_id, quoted(error, 600))
 
-    def waited_too_long(self, response: Response, context: RequestContext, error: Exception) -> None:
-        """Note a request whose place in line has come to its deadline."""
-        self._log.log(logging.WARNING, "queue deadline", "request %s refused: %s", quoted(context.id), error)
-        response.error_type = QUEUE_DEADLINE
+    def refused_late(self, response: Response, context: RequestContext, error: Exception, reason: str) -> None:
+        """Note a request that was acked and is refused after all: by its place in line, or by what it turned out to be.
+
+        Args:
+            reason: ``QUEUE_DEADLINE`` or ``OVERLOADED``.
+        """
+        self._log.log(logging.WARNING, reason, "request %s refused: %s", quoted(context.id), error)
+        response.error_type = reason
 
     def failed(self, response: Response, context: RequestContext, failure: BaseException, error_type: str) -> None:
         """Note one failure of a request, unless it is only the echo of its cancellation."""
@@ -70,7 +74,8 @@ class Ledger:
         self._metrics.add_response_bytes(size)
         outcome, reason = "completed", "ok"
         if response.error_type is not None:
-            outcome, reason = "refused" if response.error_type == QUEUE_DEADLINE else "failed", response.error_type
+            is_refused = response.error_type in (QUEUE_DEADLINE, OVERLOADED)
+            outcome, reason = "refused" if is_refused else "failed", response.error_type
         elif response.publish_error is not None:
             self._metrics.count_error(response.publish_error)
             outcome, reason = "failed", response.publish_error

@@ -12,13 +12,16 @@ from collections.abc import AsyncIterator, Callable
 from typing import Generic, TypeVar
 
 import trio
+from attrs import frozen
 
 from ._context import RequestContext
+from ._request_memory import HeldMemory
+from ._stream_limits import DEFAULT_STREAM_LIMITS, FRAME_BYTES_PER_SECOND, StreamLimits
 from ._text import RateLimitedLogger, quoted
-from .bodies import LARGE_BODY, run_decoder
-from .errors import RemoteProtocolError
+from .bodies import LARGE_BODY, decode_weighed
+from .errors import RemoteProtocolError, RequestMemoryExhausted
 from .wire.messages import ControlWord
-from .wire.two_part import DEFAULT_MAX_MESSAGE_SIZE, MessageKind, TwoPartDecoder, TwoPartMessage
+from .wire.two_part import MessageKind, TwoPartDecoder, TwoPartMessage
 
 logger = logging.getLogger("ingress.dialback")
 _log = RateLimitedLogger(logger)
@@ -32,13 +35,27 @@ MAX_QUEUED_BYTES = 256 * 1024
 _READ_SIZE = 16 * 1024
 
 
+@frozen(slots=True)
+class _Item(Generic[InputT]):
+    """A decoded frame that the engine has not asked for yet."""
+
+    value: InputT
+    size: int
+    """Bytes of the frame."""
+
+    weight: int
+    """Bytes of memory that it counts."""
+
+
 class RequestInput(Generic[InputT]):
     """An async iterator over the decoded frames; one task reads the socket, one iterates.
 
     Frames are decoded when they arrive, so that one that cannot be decoded kills the request at once; a large one in a
-    thread, while the next ones stay unread. A caller whose
-    engine is behind is not read, so a word it sends behind its frames waits with them; its response stream is the
-    place for words that hurry.
+    thread, while the next ones stay unread. A caller whose engine is behind is not read, so a word it sends behind its
+    frames waits with them; its response stream is the place for words that hurry.
+
+    Where there is no memory for a frame, the engine is told by
+    :class:`~ingress.errors.RequestMemoryExhausted` when it has taken those before it.
     """
 
     def __init__(
@@ -46,16 +63,21 @@ class RequestInput(Generic[InputT]):
         stream: trio.abc.Stream,
         context: RequestContext,
         decode: Callable[[bytes], InputT],
-        *,
-        max_frame_size: int = DEFAULT_MAX_MESSAGE_SIZE,
+        memory: HeldMemory,
+        limits: StreamLimits = DEFAULT_STREAM_LIMITS,
     ) -> None:
         self._stream = stream
-        self._max_frame_size = max_frame_size
+        self._limits = limits
         self._context = context
         self._decode = decode
-        self._items: deque[tuple[InputT, int]] = deque()
+        self._memory = memory
+        self._items: deque[_Item[InputT]] = deque()
         self._queued_bytes = 0
+        self._taken: _Item[InputT] | None = None
+        self._raw = 0
+        """Bytes that count as held of what is not decoded yet."""
         self._is_ended = False
+        self._overload = ""
         self._changed = trio.Event()
 
     def __aiter__(self) -> AsyncIterator[InputT]:
@@ -64,15 +86,20 @@ class RequestInput(Generic[InputT]):
     async def __anext__(self) -> InputT:
         # First of all: an input that was cut short must not look to the engine like one that has ended.
         await trio.lowlevel.checkpoint_if_cancelled()
+        if self._taken is not None:  # the engine has done with it
+            self._memory.change(-self._taken.weight)
+            self._taken = None
         # With a stop grace an engine outlives the stop, and what was sent before the stop is wanted no more than it.
         while not self._items or self._context.is_stopped:
+            if self._overload and not self._context.is_stopped:
+                raise RequestMemoryExhausted(self._overload)
             if self._is_ended or self._context.is_stopped:
                 raise StopAsyncIteration
             await self._changed.wait()
-        item, size = self._items.popleft()
-        self._queued_bytes -= size
+        self._taken = item = self._items.popleft()
+        self._queued_bytes -= item.size
         self._wake()
-        return item
+        return item.value
 
     async def read(self) -> None:
         """Read until the input ends, in a task of its own; every way but the sentinel ends the request too.
@@ -85,6 +112,9 @@ class RequestInput(Generic[InputT]):
             pass  # closed by us: the answer is over
         except trio.BrokenResourceError:
             self._context.kill("caller reset the request stream")
+        except RequestMemoryExhausted as exc:
+            _log.log(logging.WARNING, "overload", "request %s: no more of its input: %s", quoted(self._context.id), exc)
+            self._overload = str(exc)
         except Exception as exc:  # also what a decode function did not mean to raise
             _log.log(
                 logging.WARNING,
@@ -96,26 +126,69 @@ class RequestInput(Generic[InputT]):
             self._context.kill("protocol error on the request stream")
         finally:
             self._is_ended = True
+            self._count_raw(0)
             self._wake()
 
+    def close(self) -> None:
+        """The request has ended: leave what it still holds to be freed."""
+        if self._taken is not None:
+            self._memory.keep(self._taken.value, self._taken.weight)
+            self._taken = None
+        while self._items:
+            item = self._items.popleft()
+            self._memory.keep(item.value, item.weight)
+
     async def _read(self) -> None:
-        decoder = TwoPartDecoder(max_message_size=self._max_frame_size, what="request stream frame")
-        while data := await self._stream.receive_some(_READ_SIZE):
+        decoder = TwoPartDecoder(max_message_size=self._limits.max_frame_size, what="request stream frame")
+        begun_at = trio.current_time()
+        while data := await self._receive_some(decoder, begun_at):
+            if decoder.is_idle:
+                begun_at = trio.current_time()
             decoder.receive_data(data)
+            self._count_raw(decoder.held_bytes)
+            has_taken = False
             for message in decoder:
                 if message.kind is not MessageKind.DATA_ONLY:
                     self._obey(message)
                     return
                 await self._take(message.body)
+                self._count_raw(decoder.held_bytes)
+                has_taken = True
             self._wake()
             await self._room()
+            if has_taken:  # what has begun behind it came with it, and what has passed since was our time
+                begun_at = trio.current_time()
         self._context.kill("request stream ended before its sentinel")
+
+    async def _receive_some(self, decoder: TwoPartDecoder, begun_at: float) -> bytes | bytearray:
+        """Read, until the frame that has begun is due; between frames a caller may rest as long as it likes.
+
+        Raises:
+            RemoteProtocolError: the frame has not come whole in its time.
+        """
+        if decoder.is_idle:
+            return await self._stream.receive_some(_READ_SIZE)
+        seconds = self._limits.frame_timeout + decoder.announced_size / FRAME_BYTES_PER_SECOND
+        with trio.move_on_at(begun_at + seconds):
+            return await self._stream.receive_some(_READ_SIZE)
+        raise RemoteProtocolError(f"expected the rest of a request stream frame, got none within {seconds:g} s")
 
     async def _take(self, body: bytes) -> None:
         if len(body) > LARGE_BODY:
             self._wake()  # for what came before it: this one takes its time, in a thread
-        self._items.append((await run_decoder(self._decode, body), len(body)))
+        value, weight = await decode_weighed(self._decode, body)
+        if weight is None:
+            weight = await self._memory.weigh(value, len(body))
+        self._memory.change(weight)
+        self._items.append(_Item(value, len(body), weight))
         self._queued_bytes += len(body)
+
+    def _count_raw(self, size: int) -> None:
+        if size <= _READ_SIZE:  # nothing beside what the queue may hold
+            size = 0
+        if size != self._raw:
+            self._memory.change(size - self._raw)
+            self._raw = size
 
     def _obey(self, message: TwoPartMessage) -> None:
         word = ControlWord.decode(message.header) if message.kind is MessageKind.HEADER_ONLY else None

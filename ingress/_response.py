@@ -55,7 +55,7 @@ class Response:
         self._stall_timeout = stall_timeout
         self._meter = meter
         self.error_type: str | None = None
-        """How the answer failed first: an :data:`~ingress.metrics.ERROR_TYPES` member or ``queue_deadline``."""
+        """How the answer failed first: one of the ``ERROR_TYPES``, ``queue_deadline`` or ``overloaded``."""
         self._writer: ResponseWriter | None = None
 
     @property

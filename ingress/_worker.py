@@ -24,6 +24,7 @@ from ._life import Life, Phase
 from ._memory_watermark import DEFAULT_MEMORY_WATERMARK, MemoryWatermark, find_memory_limit
 from ._open_doors import warn_of_open_doors
 from ._plugins import load_discovery, load_plane, load_shapes
+from ._request_memory import RequestMemory
 from ._stream_limits import (
     DEFAULT_CLOSE_WAIT,
     DEFAULT_CONNECT_TIMEOUT,
@@ -96,6 +97,7 @@ class Worker:
         queue_deadline: float | None = None,
         admission: AdmissionPolicy | None = None,
         max_inflight_per_peer: int | None = None,
+        max_request_memory: int | None = None,
         memory_watermark: float | None = DEFAULT_MEMORY_WATERMARK,
         dial_policy: DialPolicy | None = None,
         stop_grace: float = 0.0,
@@ -121,20 +123,6 @@ class Worker:
         self.closing = trio.Event()
         """Set when the drain is over; what has not ended :data:`CLOSING_TIME` later is cancelled."""
         # -- who comes in --
-        descriptors = StreamDescriptors()
-        memory = None if memory_watermark is None else MemoryWatermark(memory_watermark, find_memory_limit())
-        self.admission = Admission(
-            engine_request_limit,
-            request_queue_limit,
-            policy=admission,
-            queue_deadline=queue_deadline,
-            max_inflight_per_peer=max_inflight_per_peer,
-            memory=memory,
-            descriptors=descriptors,
-        )
-        self.open_requests = OpenRequests()
-        # -- where it is found, and how it is reached --
-        self._discovery = load_discovery(discovery) if isinstance(discovery, str) else discovery
         limits = StreamLimits(
             connect_timeout,
             handshake_timeout,
@@ -144,6 +132,21 @@ class Worker:
             frame_timeout,
             max_frame_size,
         )
+        descriptors = StreamDescriptors()
+        memory = None if memory_watermark is None else MemoryWatermark(memory_watermark, find_memory_limit())
+        self.admission = Admission(
+            engine_request_limit,
+            request_queue_limit,
+            policy=admission,
+            queue_deadline=queue_deadline,
+            max_inflight_per_peer=max_inflight_per_peer,
+            memory=memory,
+            request_memory=RequestMemory(max_request_memory, max_frame_size),
+            descriptors=descriptors,
+        )
+        self.open_requests = OpenRequests()
+        # -- where it is found, and how it is reached --
+        self._discovery = load_discovery(discovery) if isinstance(discovery, str) else discovery
         network = make_network(write_stall_timeout, ack_write_timeout) if network is None else network
         self.tls = None if tls is None else TlsContexts(tls)
         """The certificates in use; None without TLS."""
@@ -312,6 +315,7 @@ class Worker:
         # The plane outlives the requests, so that late pushes are refused and not reset; both outlive the record.
         async with trio.open_nursery() as plane_nursery:
             await plane_nursery.start(self._streams.serve)
+            plane_nursery.start_soon(self.admission.request_memory.free_discarded)
             async with trio.open_nursery() as request_nursery:
                 self._switchboard.start_request = request_nursery.start_soon
                 try:

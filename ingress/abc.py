@@ -52,6 +52,9 @@ class ParsedRequest(Generic[RequestT]):
     request: RequestT
     control: RequestControlMessage
 
+    weight: int | None = None
+    """Bytes of memory that the request takes, where :func:`ingress.bodies.decode_weighed` has told."""
+
 
 class Context(Protocol):
     """What an engine may know of, and do to, the request it is working on."""

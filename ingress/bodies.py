@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 import trio
 
+from ._weight import weigh_in_steps
 from .wire.codec import codec_named
-from .wire.guards import between_steps
+from .wire.guards import between_steps, end_step
 
 T = TypeVar("T")
 
@@ -39,8 +40,17 @@ async def decode_body(codec_name: str, body: bytes) -> Any:
 
 async def run_decoder(decode: Callable[[bytes], T], body: bytes) -> T:
     """Call a decode function; for a large body in a thread. Raises what it raises."""
+    return (await decode_weighed(decode, body))[0]
+
+
+async def decode_weighed(decode: Callable[[bytes], T], body: bytes) -> tuple[T, int | None]:
+    """As :func:`run_decoder`; tells how many bytes of memory the result takes, too, for a :class:`ParsedRequest`.
+
+    None of a smaller body, at which nobody has looked. A large one is weighed in its thread, before the next is
+    decoded: what has not been counted yet is never more than one or two of them.
+    """
     if len(body) <= LARGE_BODY:
-        return decode(body)
+        return decode(body), None
     try:
         limiters = _limiters.get()
     except LookupError:
@@ -51,7 +61,7 @@ async def run_decoder(decode: Callable[[bytes], T], body: bytes) -> T:
     job = _Decoding(decode, body, trio.lowlevel.current_trio_token() if is_huge else None)
     await trio.to_thread.run_sync(job.run, limiter=limiters[is_huge], abandon_on_cancel=True)
     value: T = job.result()
-    return value
+    return value, job.weight
 
 
 class _Decoding:
@@ -66,6 +76,7 @@ class _Decoding:
         self._body = body
         self._loop = loop
         self._value: Any = None
+        self.weight = 0
         self._error: Exception | None = None
 
     def run(self) -> None:
@@ -74,6 +85,9 @@ class _Decoding:
             between_steps.set(self._let_loop_run)
         try:
             self._value = self._decode(self._body)
+            for weight in weigh_in_steps(self._value, len(self._body)):
+                self.weight = weight
+                end_step()
         except Exception as exc:
             self._error = exc
         self._body = b""

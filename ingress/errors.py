@@ -135,6 +135,10 @@ class Overloaded(IngressError):
     """There is no room: every slot and place in line is taken, a policy says so, or what an engine needs is full."""
 
 
+class RequestMemoryExhausted(Overloaded):
+    """The requests of a worker, or those of one caller, take all the memory that they may."""
+
+
 class DialsPending(Overloaded):
     """Too many dial-backs to the caller's address wait for an answer, so that one more had to wait for too long."""
 

@@ -219,12 +219,12 @@ def test_l04_a_request_is_refused_where_there_is_no_descriptor_for_its_streams()
     with pytest.raises(Overloaded):
         admission.admit()
     for _ in range(2):
-        first.streams_closed()
+        first.let_go()
     assert descriptors.held == 1
     with pytest.raises(Overloaded):
         admission.admit(streams=3)
     second.release()
-    second.streams_closed()
+    second.let_go()
     assert descriptors.held == 0
 
 

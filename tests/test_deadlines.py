@@ -40,7 +40,14 @@ DEADLINES = (
     "idle_timeout",
     "write_stall_timeout",
 )
-COUNTS = ("max_connections", "max_connections_per_peer", "max_incomplete_bytes", "max_frame_size", "max_response_chunk")
+COUNTS = (
+    "max_connections",
+    "max_connections_per_peer",
+    "max_frame_size",
+    "max_incomplete_bytes",
+    "max_request_memory",
+    "max_response_chunk",
+)
 DURATIONS = ("drain_budget", "linger", "stop_grace")
 
 

@@ -425,6 +425,36 @@ async def test_l04_a_conversation_takes_two_descriptors_until_both_streams_are_c
         assert descriptors.held == 0
 
 
+async def test_l08_input_for_which_there_is_no_memory_is_told_on_the_response_stream() -> None:
+    go_on = trio.Event()
+
+    @ingress.bidirectional
+    async def slow(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for request in requests:
+            yield len(request)
+            await go_on.wait()
+
+    dense = frame([{} for _ in range(2400)])  # 9,600 bytes that become 170 KB
+    async with open_stage(slow, max_frame_size=10_000, max_request_memory=1) as stage:
+        memory = stage.worker.admission.request_memory
+        call = await stage.open()
+        await call.requests.send(dense * 9)
+        assert await call.responses.next_frame() == PROLOGUE
+        assert await call.responses.next_frame() == chunk(2400)
+        assert await call.requests.rest() == []  # nobody reads it any more
+        go_on.set()
+        said = b"".join(await call.responses.rest())
+        assert b"requests of one caller take more than 1 MiB of memory" in said
+        assert said.endswith(FINAL + SENTINEL)
+        await call.responses.stream.aclose()
+        await wait_all_tasks_blocked()
+        assert (memory.held, len(stage.worker.open_requests)) == (0, 0)
+        again = await stage.open()
+        await again.requests.send(dense)
+        assert await again.responses.next_frame() == PROLOGUE
+        assert await again.responses.next_frame() == chunk(2400)
+
+
 async def test_a_conversation_is_handshakes_prologue_chunks_final_sentinel() -> None:
     async with open_stage(echo) as stage:
         call = await stage.open()

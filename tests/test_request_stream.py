@@ -18,8 +18,11 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ingress._context import Ending, RequestContext
+from ingress._request_memory import RequestMemory
 from ingress._request_stream import MAX_QUEUED_BYTES, MAX_QUEUED_FRAMES, RequestInput
+from ingress._weight import worst_weight
 from ingress.bodies import LARGE_BODY
+from ingress.errors import RequestMemoryExhausted
 from ingress.testing._memory import MemoryStream
 from ingress.wire.codec import codec_named
 from ingress.wire.messages import ControlWord
@@ -75,11 +78,13 @@ async def open_conversation(
     *,
     decode: Callable[[bytes], Any] = decode_json,
     is_taking: bool = True,
+    memory: RequestMemory | None = None,
     **options: Any,
 ) -> AsyncIterator[Conversation]:
     caller, worker = stream_pair() if pair is None else pair
     context = make_context(**options)
-    requests: RequestInput[Any] = RequestInput(worker, context, decode)
+    memory = RequestMemory() if memory is None else memory
+    requests: RequestInput[Any] = RequestInput(worker, context, decode, memory.open("127.0.0.1"))
     conversation = Conversation(caller, context, requests)
 
     async def run_engine() -> None:
@@ -214,6 +219,92 @@ async def test_a_cancelled_wait_for_input_loses_nothing(autojump_clock: MockCloc
             scope.cancel()
             await anext(conversation.requests)
         assert [request async for request in conversation.requests] == [1]
+
+
+# -- memory and time --------------------------------------------------------------------------------------------------
+
+
+async def test_l08_a_frame_counts_until_the_engine_asks_for_the_next() -> None:
+    memory = RequestMemory(1 << 30)
+    async with open_conversation(is_taking=False, memory=memory) as conversation:
+        await conversation.caller.send_all(frame("x" * 1000) + frame("y" * 5000))
+        await wait_all_tasks_blocked()
+        first, second = (worst_weight(size) for size in (1002, 5002))
+        assert memory.held == first + second
+        assert await anext(conversation.requests) == "x" * 1000
+        assert memory.held == first + second
+        assert await anext(conversation.requests) == "y" * 5000
+        assert memory.held == second
+        await conversation.caller.send_all(SENTINEL)
+        assert [request async for request in conversation.requests] == []
+        assert memory.held == 0
+
+
+async def test_l08_the_engine_gets_what_came_before_the_frame_for_which_there_is_no_memory() -> None:
+    memory = RequestMemory(1, 1000)
+    async with open_conversation(is_taking=False, memory=memory) as conversation:
+        for _ in range(2):
+            await conversation.caller.send_all(frame([{} for _ in range(1000)]))
+        await wait_all_tasks_blocked()
+        assert len(await anext(conversation.requests)) == 1000
+        with pytest.raises(RequestMemoryExhausted, match="requests of one caller take more than 0 MiB of memory"):
+            await anext(conversation.requests)
+        with pytest.raises(RequestMemoryExhausted):
+            await anext(conversation.requests)
+        assert conversation.context.ending is None
+        assert memory.held == 0
+
+
+async def test_l08_bytes_of_a_frame_count_as_they_arrive_and_no_more_is_read_than_there_is_room_for() -> None:
+    memory = RequestMemory(1, 1000)
+    others = memory.open("127.0.0.9")
+    caller, worker = trio.testing.lockstep_stream_pair()
+    async with open_conversation((caller, worker), is_taking=False, memory=memory) as conversation:
+        others.change(memory.most - 50_000)
+        await caller.send_all(PREFIX.pack(0, 200_000, 0) + b"x" * 40_000)
+        await wait_all_tasks_blocked()
+        assert memory.most - 50_000 + 32_000 < memory.held <= memory.most
+        with trio.move_on_after(1), pytest.raises(trio.BrokenResourceError):
+            await caller.send_all(b"x" * 160_000)
+        await wait_all_tasks_blocked()
+        assert memory.held == memory.most - 50_000
+        with pytest.raises(RequestMemoryExhausted, match="worker is short of memory for requests"):
+            await anext(conversation.requests)
+
+
+async def test_f14_a_frame_has_its_time_from_its_first_byte_on(autojump_clock: MockClock) -> None:
+    async with open_conversation() as conversation:
+        await trio.sleep(1000)  # between frames a caller may rest
+        await conversation.caller.send_all(frame(1) + frame(2)[:-1])
+        await trio.sleep(20)
+        await conversation.caller.send_all(b"")
+        assert conversation.end == ""
+        await trio.sleep(11)
+        assert (conversation.taken, conversation.end) == ([1], "cancelled")
+        assert conversation.context.kill_reason == "protocol error on the request stream"
+
+
+async def test_f14_a_large_frame_has_a_second_more_for_each_64_kib(autojump_clock: MockClock) -> None:
+    async with open_conversation() as conversation:
+        whole = frame("x" * 200_000)
+        for start in range(0, len(whole), 7000):
+            await conversation.caller.send_all(whole[start : start + 7000])
+            await trio.sleep(1.15)  # some 33 s in all
+        await wait_all_tasks_blocked()
+        assert [len(each) for each in conversation.taken] == [200_000]
+        assert conversation.end == ""
+
+
+async def test_the_time_that_an_engine_takes_is_not_the_callers(autojump_clock: MockClock) -> None:
+    async with open_conversation(is_taking=False) as conversation:
+        whole = frame("x" * MAX_QUEUED_BYTES)
+        await conversation.caller.send_all(whole + whole[:1000])
+        await trio.sleep(1000)
+        assert len(await anext(conversation.requests)) == MAX_QUEUED_BYTES
+        await trio.sleep(20)
+        await conversation.caller.send_all(whole[1000:])
+        assert len(await anext(conversation.requests)) == MAX_QUEUED_BYTES
+        assert conversation.context.ending is None
 
 
 # -- the other ends ---------------------------------------------------------------------------------------------------

@@ -151,6 +151,14 @@ class WorkerOptions:
         int | None,
         _number("INGRESS_MAX_INFLIGHT_PER_PEER", "Requests of one address, running and in line together.", least=1),
     ] = None
+    max_request_memory: Annotated[
+        int | None,
+        _number(
+            "INGRESS_MAX_REQUEST_MEMORY",
+            "Bytes of memory that requests take together, decoded; if not set, a quarter of the memory, 2 GiB at most.",
+            least=1,
+        ),
+    ] = None
     memory_watermark: Annotated[
         int | None,
         _number(
@@ -233,6 +241,7 @@ class WorkerOptions:
             "request_queue_limit": self.request_queue_limit,
             "queue_deadline": self.queue_deadline,
             "max_inflight_per_peer": self.max_inflight_per_peer,
+            "max_request_memory": self.max_request_memory,
             "memory_watermark": None if self.memory_watermark is None else self.memory_watermark / 100,
             "dial_policy": DialPolicy(
                 self.dial_policy, self.dial_allow or (), self.dial_deny or (), resolve_names=self.resolve_names

@@ -155,6 +155,19 @@ class TwoPartDecoder:
         """True between messages: end of stream is clean here and a truncation anywhere else."""
         return not self._buffer
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that are kept of messages that are not complete, or not yielded yet."""
+        return len(self._buffer)
+
+    @property
+    def announced_size(self) -> int:
+        """Bytes of the message that has begun, as far as it has said; 0 before it has."""
+        if len(self._buffer) < PREFIX.size:
+            return 0
+        header_len, body_len, _ = PREFIX.unpack_from(self._buffer)
+        return PREFIX.size + int(header_len) + int(body_len)
+
     def __iter__(self) -> Iterator[TwoPartMessage]:
         """Yield the messages that are complete.
 

@@ -1,0 +1,180 @@
+"""How much memory the requests of a worker may take together: their bytes as they come, and what is decoded of them.
+
+A byte of msgpack can become a hundred bytes of objects, and an answer takes as long as its caller lets it: neither the
+sizes of requests nor their number bound what all of them hold.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import trio
+
+from ._checks import check_count
+from ._memory_watermark import find_usable_memory
+from ._weight import weigh_in_steps, worst_weight
+from .errors import RequestMemoryExhausted
+from .wire.two_part import DEFAULT_MAX_MESSAGE_SIZE
+
+# Of the memory; and what a worker takes however little there is of it, and however much.
+MEMORY_SHARE = 4
+LEAST_REQUEST_MEMORY, MOST_REQUEST_MEMORY = 256 * 1024 * 1024, 2 * 1024 * 1024 * 1024
+
+# What the requests of one address may take of that, so that the others find some.
+PEER_SHARE = 0.75
+
+# Not counted, as long as they have no streams: those of a full worker take 256 MiB at the very worst.
+SMALL_REQUEST = 1024
+
+# Freeing as much can take some milliseconds, and of the largest fifty: they are freed one at a time, and everybody has
+# a turn between two of them.
+LARGE_VALUE = 4 * 1024 * 1024
+
+
+class RequestMemory:
+    """The account of one worker; for its event loop.
+
+    Args:
+        most: bytes that all requests may take, never less than one of the largest; None for a
+            quarter of the memory, and 2 GiB at most.
+        max_frame_size: the bytes of the largest.
+    """
+
+    def __init__(self, most: int | None = None, max_frame_size: int = DEFAULT_MAX_MESSAGE_SIZE) -> None:
+        if most is not None:
+            check_count("max_request_memory", most)
+        largest = worst_weight(max_frame_size) + 2 * max_frame_size
+        self.most = max(_default_most() if most is None else most, largest)
+        self.most_of_peer = max(int(self.most * PEER_SHARE), largest)
+        self.held = 0
+        self._of_peers: dict[str, int] = {}  # only those that hold something
+        self._discarded: deque[tuple[Any, str, int]] = deque()
+        self._has_discarded = trio.Event()
+
+    def open(self, peer: str | None) -> HeldMemory:
+        """Return an account for one request; of whom, where that is known."""
+        return HeldMemory(self, peer or "")
+
+    def take(self, peer: str, size: int) -> None:
+        """Count so many bytes more.
+
+        Raises:
+            RequestMemoryExhausted: that is too much, and nothing was counted.
+        """
+        of_peer = self._of_peers.get(peer, 0) + size
+        if of_peer > self.most_of_peer and peer:
+            most = self.most_of_peer >> 20
+            raise RequestMemoryExhausted(f"requests of one caller take more than {most} MiB of memory")
+        if self.held + size > self.most:
+            raise RequestMemoryExhausted("worker is short of memory for requests")
+        self.held += size
+        self._of_peers[peer] = of_peer
+
+    def give_back(self, peer: str, size: int) -> None:
+        """Count so many bytes less."""
+        self.held -= size
+        left = self._of_peers.get(peer, 0) - size
+        if left > 0:
+            self._of_peers[peer] = left
+        else:
+            self._of_peers.pop(peer, None)
+
+    def discard(self, value: Any, peer: str, weight: int) -> None:
+        """Free a large value when its turn comes; it counts until then."""
+        self._discarded.append((value, peer, weight))
+        self._has_discarded.set()
+
+    async def free_discarded(self) -> None:
+        """Free large values, one in a turn of the loop, until cancelled."""
+        while True:
+            await self._has_discarded.wait()
+            while self._discarded:
+                await trio.lowlevel.checkpoint()
+                _, peer, weight = self._discarded.popleft()
+                del _
+                self.give_back(peer, weight)
+            self._has_discarded = trio.Event()
+
+    async def weigh(self, value: Any, size: int) -> int:
+        """Return what a decoded value counts that came in so many bytes.
+
+        While more than half is free nobody looks: it counts the worst that it can be, which costs nothing to tell.
+        """
+        worst = worst_weight(size)
+        if self.held + worst <= self.most // 2:
+            return worst
+        weight = 0
+        for step in weigh_in_steps(value, size):
+            if weight:
+                await trio.lowlevel.checkpoint()
+            weight = step
+        return weight
+
+
+class HeldMemory:
+    """What one request holds, for its own tasks; released once it has ended."""
+
+    __slots__ = ("_is_released", "_large", "_memory", "_peer", "held")
+
+    def __init__(self, memory: RequestMemory, peer: str) -> None:
+        self._memory = memory
+        self._peer = peer
+        self.held = 0
+        self._large: list[tuple[Any, int]] = []
+        self._is_released = False
+
+    def change(self, more: int) -> None:
+        """Hold so many bytes more, or less; after the release of all nothing changes any more.
+
+        Raises:
+            RequestMemoryExhausted: there is no room, and nothing has changed.
+        """
+        if self._is_released:
+            return
+        if more > 0:
+            self._memory.take(self._peer, more)
+        else:
+            self._memory.give_back(self._peer, -more)
+        self.held += more
+
+    async def weigh(self, value: Any, size: int) -> int:
+        """See :meth:`RequestMemory.weigh`."""
+        return await self._memory.weigh(value, size)
+
+    async def settle(self, request: Any, size: int, weight: int | None) -> None:
+        """Count a request as what has been decoded of it, and its bytes no more, which were counted twice.
+
+        Args:
+            weight: None where nobody has looked yet.
+
+        Raises:
+            RequestMemoryExhausted: there is no room for it.
+        """
+        if weight is None:
+            weight = await self.weigh(request, size)
+        self.change(weight - 2 * size)
+        self.keep(request, weight)
+
+    def keep(self, value: Any, weight: int) -> None:
+        """Keep a value that is held already until the request has ended, if it is large: it is freed in its turn then.
+
+        Otherwise all that many requests hold would be freed at once where all of them end at once.
+        """
+        if weight >= LARGE_VALUE:
+            self._large.append((value, weight))
+
+    def release(self) -> None:
+        """Give everything back: at once, but for large values."""
+        self._is_released = True
+        left, self.held = self.held, 0
+        while self._large:
+            value, weight = self._large.pop()
+            self._memory.discard(value, self._peer, weight)
+            left -= weight
+        self._memory.give_back(self._peer, left)
+
+
+def _default_most() -> int:
+    share = (find_usable_memory() or 0) // MEMORY_SHARE
+    return min(max(share, LEAST_REQUEST_MEMORY), MOST_REQUEST_MEMORY)

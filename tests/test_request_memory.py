@@ -1,0 +1,265 @@
+"""The memory that requests take together: who is refused, how it is told, and that everything is given back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from ingress import _request_memory
+from ingress._admission import Admission
+from ingress._request_memory import LARGE_VALUE, SMALL_REQUEST, RequestMemory
+from ingress._weight import worst_weight
+from ingress.abc import AdmissionPolicy, Arrival, Load
+from ingress.errors import Overloaded, RequestMemoryExhausted
+from ingress.wire.codec import codec_named
+
+from .raw_caller import Stage, open_stage
+
+MIB = 1 << 20
+FRAME = 10_000
+LARGEST = worst_weight(FRAME) + 2 * FRAME
+OF_ONE = f"requests of one caller take more than {LARGEST >> 20} MiB of memory"
+
+
+def memory_of(most: int) -> RequestMemory:
+    return RequestMemory(most, 1)
+
+
+# -- the account -----------------------------------------------------------------------------------------------------
+
+
+def test_l08_all_requests_have_one_budget_and_give_it_back() -> None:
+    memory = memory_of(1000)
+    first, second = memory.open("a"), memory.open("b")
+    first.change(600)
+    with pytest.raises(RequestMemoryExhausted, match="worker is short of memory for requests"):
+        second.change(401)
+    second.change(400)
+    first.change(-100)
+    second.change(100)
+    assert memory.held == 1000
+    first.release()
+    second.release()
+    assert memory.held == 0
+    assert not memory._of_peers  # who has left takes no room
+
+
+def test_l08_one_caller_leaves_the_others_a_quarter() -> None:
+    memory = memory_of(1000 * MIB)
+    held = [memory.open("a") for _ in range(2)]
+    held[0].change(700 * MIB)
+    with pytest.raises(RequestMemoryExhausted, match="requests of one caller take more than 750 MiB of memory"):
+        held[1].change(51 * MIB)
+    memory.open("b").change(300 * MIB)
+    held[0].release()
+    memory.open(None).change(700 * MIB)  # whose address is unknown shares no limit
+    assert memory.held == memory.most
+
+
+def test_a_release_is_for_good() -> None:
+    memory = memory_of(1000)
+    held = memory.open("a")
+    held.change(500)
+    held.release()
+    held.change(-500)
+    held.change(500)  # a reader that is being cancelled
+    held.release()
+    assert memory.held == held.held == 0
+
+
+def test_one_of_the_largest_requests_always_fits() -> None:
+    memory = RequestMemory(1, FRAME)
+    held = memory.open("a")
+    held.change(LARGEST)
+    held.release()
+    assert memory.held == 0
+
+
+@pytest.mark.parametrize(
+    ("memory", "most"), [(None, 256 * MIB), (512 * MIB, 256 * MIB), (4096 * MIB, 1024 * MIB), (64 << 30, 2 << 30)]
+)
+def test_the_budget_is_a_quarter_of_the_memory(memory: int | None, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_request_memory, "find_usable_memory", lambda: memory)
+    assert RequestMemory(None, FRAME).most == most
+
+
+async def test_nobody_looks_at_a_request_while_there_is_room_and_a_text_counts_its_length_then() -> None:
+    memory = memory_of(1 << 20)
+    text = "x" * 2000
+    assert await memory.weigh(text, 2000) == worst_weight(2000)
+    memory.open("a").change(1 << 19)
+    assert 2000 <= await memory.weigh(text, 2000) < 2100
+
+
+async def test_others_run_while_a_long_request_is_weighed() -> None:
+    memory = memory_of(1)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count)
+        await memory.weigh(["a text of forty letters, all of them plain"] * 100_000, 4_200_000)
+        nursery.cancel_scope.cancel()
+    assert turns > 15
+
+
+class Turns(trio.abc.Instrument):
+    """Counts the turns of the event loop."""
+
+    count = 0
+
+    def after_io_wait(self, timeout: float) -> None:
+        self.count += 1
+
+
+class Large:
+    """Tells in which turn it is freed."""
+
+    def __init__(self, freed: list[int], turns: Turns) -> None:
+        self._freed, self._turns = freed, turns
+
+    def __del__(self) -> None:
+        self._freed.append(self._turns.count)
+
+
+async def test_large_values_of_requests_that_end_together_are_freed_one_a_turn_and_count_until_then() -> None:
+    memory = memory_of(1 << 30)
+    freed: list[int] = []
+    turns = Turns()
+    trio.lowlevel.add_instrument(turns)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(memory.free_discarded)
+        await wait_all_tasks_blocked()
+        requests = [memory.open("a") for _ in range(5)]
+        for held in requests:
+            held.change(LARGE_VALUE + 10)
+            held.keep(Large(freed, turns), LARGE_VALUE)
+            held.keep(object(), 10)  # too small to wait for its turn
+        for held in requests:
+            held.release()
+        assert (freed, memory.held) == ([], 5 * LARGE_VALUE)
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert len(freed) == len(set(freed)) == 5, "two in one turn"
+    assert memory.held == 0
+    assert not memory._of_peers
+
+
+# -- admission -------------------------------------------------------------------------------------------------------
+
+
+def test_l08_a_request_is_held_twice_from_its_admission_and_small_ones_are_not_counted() -> None:
+    admission = Admission(100, request_memory=memory_of(10_000))
+    slots = [admission.admit(peer="a", size=SMALL_REQUEST) for _ in range(50)]
+    assert admission.request_memory.held == 0
+    slots.append(admission.admit(peer="a", size=3000))
+    assert admission.request_memory.held == 6000
+    with pytest.raises(Overloaded, match="memory"):
+        admission.admit(peer="b", size=3000)
+    assert (admission.running, admission.rejected) == (51, 1)
+    for slot in slots:
+        slot.release()
+        slot.let_go()
+    assert (admission.running, admission.request_memory.held) == (0, 0)
+
+
+def test_what_a_policy_refuses_holds_no_memory() -> None:
+    class Closed(AdmissionPolicy):
+        def admit(self, arrival: Arrival, load: Load) -> None:
+            raise Overloaded("closed")
+
+        def release(self, arrival: Arrival) -> None:
+            raise AssertionError("nothing was admitted")
+
+    admission = Admission(policy=Closed(), request_memory=memory_of(10_000))
+    arrival: Any = object()
+    with pytest.raises(Overloaded, match="closed"):
+        admission.admit(arrival, peer="a", size=3000)
+    assert admission.request_memory.held == 0
+
+
+# -- through a worker ------------------------------------------------------------------------------------------------
+
+go_on = trio.Event()
+
+
+async def hold(request: Any) -> AsyncIterator[Any]:
+    yield "begun"
+    if not isinstance(request, str):
+        await go_on.wait()
+
+
+def dense_payload(stage: Stage) -> bytes:
+    """Some 7 KB of msgpack that become 0.5 MB: more than half of what the stage has, with the first."""
+    control = stage.caller.control(codec="msgpack")
+    return stage.caller.payload([{} for _ in range(7000)], control)
+
+
+@pytest.fixture
+def small() -> dict[str, Any]:
+    global go_on
+    go_on = trio.Event()
+    return {"max_frame_size": FRAME, "max_request_memory": LARGEST}
+
+
+async def test_l08_a_request_that_turns_out_to_be_too_heavy_is_told_on_its_stream(small: dict[str, Any]) -> None:
+    async with open_stage(hold, **small) as stage:
+        memory = stage.worker.admission.request_memory
+        payload = dense_payload(stage)
+        assert await stage.ask(payload) == ""
+        first = await stage.caller.accept("msgpack")
+        await first.read_items(1)
+        assert memory.held == worst_weight(len(payload))
+
+        assert await stage.ask(dense_payload(stage)) == ""
+        second = await stage.caller.accept("msgpack")
+        said = await second.read_to_sentinel()
+        assert OF_ONE in str(said)
+        await wait_all_tasks_blocked()
+        assert stage.outcomes() == {("refused", "overloaded"): 1}
+        await stage.assert_alive()  # of a small one there is no account
+
+        go_on.set()
+        assert (await first.read_to_sentinel()).is_whole
+        await first.aclose()
+        await second.aclose()
+        await wait_all_tasks_blocked()
+        assert memory.held == 0
+        stage.assert_nothing_left()
+        assert (await stage.tell({"x": "y" * 5000})).is_whole
+        assert memory.held == 0
+
+
+async def test_l08_a_request_for_whose_bytes_there_is_no_room_is_refused_in_its_ack(small: dict[str, Any]) -> None:
+    async with open_stage(hold, **small) as stage:
+        memory = stage.worker.admission.request_memory
+        stranger = memory.open("127.0.0.9")
+        stranger.change(memory.most - 10_000)
+        assert await stage.ask(dense_payload(stage)) == "Server overloaded: worker is short of memory for requests"
+        assert stage.outcomes() == {("refused", "overloaded"): 1}
+        stranger.release()
+        assert await stage.ask(dense_payload(stage)) == ""
+
+
+async def test_a_request_whose_body_cannot_be_read_gives_its_memory_back(small: dict[str, Any]) -> None:
+    async with open_stage(hold, **small) as stage:
+        payload = dense_payload(stage)
+        assert await stage.ask(payload[:-1] + b"\xc1") == ""
+        response = await stage.caller.accept("msgpack")
+        assert not (await response.read_to_sentinel()).items
+        await response.aclose()
+        await wait_all_tasks_blocked()
+        assert stage.worker.admission.request_memory.held == 0
+
+
+def test_the_payload_of_these_tests_is_dense() -> None:
+    assert len(codec_named("msgpack").encode([{} for _ in range(7000)])) == 7003
