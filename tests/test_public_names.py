@@ -95,6 +95,7 @@ ERRORS = {
     "DialsPending": ("response_stream", "Unknown"),
     "Overloaded": (None, "Unknown"),
     "QueueDeadlinePassed": (None, "Unknown"),
+    "RequestMemoryExhausted": (None, "Unknown"),
     "PolicyFailed": (None, "Unknown"),
     "Unavailable": (None, "Unknown"),
     "NotAccepted": (None, "Unknown"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import gc
 import json
 import logging
 import socket
@@ -14,11 +15,13 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+import h11
 import httpx2
 import pytest
 import trio
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
+from trio.testing import wait_all_tasks_blocked
 
 from ingress._engine import make_engine
 from ingress.errors import StartupError
@@ -320,6 +323,22 @@ async def test_o03_a_header_of_a_mebibyte_is_refused_with_431() -> None:
         answer = await ask(stream, b"GET /" + b"a" * 16_500)
         assert answer.startswith(b"HTTP/1.1 431") or answer == b""
         await assert_answers(address)
+
+
+async def test_o03_nothing_of_a_connection_that_was_refused_waits_for_the_garbage_collector() -> None:
+    """Four thousand of them held 330 MB."""
+    gc.collect()
+    gc.disable()
+    try:
+        async with served_raw() as address:
+            for _ in range(5):
+                async with await connect(address) as stream:
+                    await ask(stream, b"GET /" + b"a" * 16_500)
+            await wait_all_tasks_blocked(0.01)
+            held = [each for each in gc.get_objects() if isinstance(each, h11.Connection) and vars(each)]
+        assert held == []
+    finally:
+        gc.enable()
 
 
 async def test_o03_a_hundred_at_once_are_all_served_in_time_and_the_loop_stays_free() -> None:

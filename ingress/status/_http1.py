@@ -48,4 +48,14 @@ class Http1Connection(TCPServer):
         except OSError:
             pass
         finally:
-            await self._close()
+            try:
+                await self._close()
+            finally:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        """Have what was received, up to 64 KiB, freed now: the parts of a connection and its errors form cycles."""
+        if (protocol := getattr(self, "protocol", None)) is not None:
+            vars(protocol.connection).clear()
+            vars(protocol).clear()
+        vars(self).clear()
