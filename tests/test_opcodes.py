@@ -14,7 +14,7 @@ from .bench.opcodes import ROOT, counted_opcodes
 
 def made(place: str, source: str, **names: Any) -> Callable[[], None]:
     """Make the function ``f`` of a source text as if it stood in that file."""
-    exec(compile(source, str(ROOT / place), "exec"), names)
+    exec(compile(source, str(ROOT / place), "exec"), names)  # noqa: S102 - the texts below
     f: Callable[[], None] = names["f"]
     return f
 

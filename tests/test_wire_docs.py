@@ -81,7 +81,7 @@ def test_every_kind_of_frame_is_drawn() -> None:
 
 @pytest.mark.parametrize(("expression", "in_json", "in_msgpack"), VALUES, ids=[value for value, _, _ in VALUES])
 def test_a_value_of_the_table_is_written_as_it_says(expression: str, in_json: str, in_msgpack: str) -> None:
-    value = eval(expression, dict(NAMES))
+    value = eval(expression, dict(NAMES))  # noqa: S307 - our own page
     # The table shows DEL, which JSON leaves as it is, as Python would.
     check(codec_named("json"), value, in_json.replace("\\x7f", "\x7f").encode())
     check(codec_named("msgpack"), value, bytes.fromhex(in_msgpack))

@@ -11,7 +11,7 @@ path: measured at ten times the cost of msgspec (docs/design.md).
 from __future__ import annotations
 
 import gc
-import marshal
+import marshal  # noqa: TID251 - writes only, and what it has written is thrown away
 import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol

@@ -28,9 +28,6 @@ def json_refuses(body: bytes) -> str:
     return str(caught.value)
 
 
-# -- JSON ------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("depth", [129, 10**3, 10**4, 10**5, 10**6])
 @pytest.mark.parametrize("opening", [b"[", b'{"a":'])
 def test_c08_json_deeper_than_128_levels_is_refused_before_it_is_decoded(opening: bytes, depth: int) -> None:
