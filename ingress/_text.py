@@ -39,7 +39,13 @@ _QUOTE, _ESCAPED_QUOTE = '"', '\\"'
 
 def _is_harmless(character: str) -> bool:
     # Cc and Cf hold control and bidi characters, Zl and Zp the line separators, Cs lone surrogates.
-    return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp", "Co", "Cn")
+    return character not in _BLANK and unicodedata.category(character) not in _HARMFUL
+
+
+_HARMFUL = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Co", "Cn"})
+
+# Letters and marks that show nothing: the fillers of Hangul, an unseen joiner, inherent vowels of Khmer.
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 
 
 class RateLimitedLogger:

@@ -35,6 +35,7 @@ def test_o01_what_might_be_taken_for_a_field_is_quoted(text: str, shown: str) ->
         ("a\nb\r\tc", "a\\nb\\r\\tc"),
         ("\x1b[31m\0\x7f\x85", "\\x1b[31m\\x00\\x7f\\x85"),
         ("\u2028\u202e\u2066\ud800", "\\u2028\\u202e\\u2066\\ud800"),
+        ("\u115f\u3164\u2800", "\\u115f\\u3164\\u2800"),
         (ValueError("x\ny"), "x\\ny"),
         ("x" * 200, "x" * 200),
         ("x" * 201, "x" * 200 + "…(201 characters)"),

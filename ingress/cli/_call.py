@@ -14,6 +14,7 @@ from attrs import frozen
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from .._text import printable
 from ..abc import Discovery
 from ..client import Client, ResponseStream, open_client
 from ..client._bidirectional import BidirectionalStream
@@ -47,6 +48,9 @@ from ._worker_options import check_seconds
 
 # What is on its way when a stop is sent is read and not shown; a worker that goes on for longer is left.
 STOP_TIMEOUT = 5.0
+
+# A traceback of an engine and more, and no screenful after screenful of somebody's text.
+MAX_ERROR_TEXT = 4000
 
 
 @frozen
@@ -203,7 +207,7 @@ def _failure(options: CallOptions, tally: Tally, exc: IngressError) -> CommandEr
     came = f"after {tally.items} items" if tally.items else "before the first item"
     match exc:
         case RemoteError():
-            return CommandError(f"the worker answered with an error, {came}", str(exc))
+            return CommandError(f"the worker answered with an error, {came}", printable(exc, MAX_ERROR_TEXT))
         case StreamIncomplete():
             return CommandError(
                 f"the answer broke off {came}", str(exc), "the worker's log; --direct tries another one"

@@ -89,7 +89,7 @@ def as_document(records: Sequence[InstanceRecord], backend: str, opened: Discove
 
 
 def _cells(record: InstanceRecord) -> tuple[str, ...]:
-    kind, address = next(iter(record.transport.items()), ("", ""))
+    kind, address = next(iter(record.transport.items()), ("tcp", "none that can be read"))
     where = address.partition("/")[0] if kind == "tcp" else f"{kind} {address}"
     return (
         str(record.endpoint_id),

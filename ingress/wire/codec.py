@@ -22,7 +22,7 @@ from attrs import frozen
 from ..errors import DeserializationError, GenerateError, PluginError
 from .guards import MAX_BODY_DEPTH as MAX_BODY_DEPTH
 from .guards import MAX_BODY_NODES as MAX_BODY_NODES
-from .guards import check_json_body, check_msgpack_keys, check_msgpack_value, end_step, has_exponent
+from .guards import check_json_body, check_msgpack_keys, check_msgpack_value, end_step
 from .guards import check_msgpack_size as check_msgpack_size
 from .messages import Annotated, ErrorEvent
 from .plain import to_json_plain, to_msgpack_plain
@@ -126,7 +126,7 @@ class JsonCodec:
 
     def decode_item(self, body: bytes) -> ResponseItem:
         # Workers do nest deeply; the decoder's own guard ends that at about 1,000 levels.
-        return _item_from_wire(self._decode(body, has_exponent(body)))
+        return _item_from_wire(self._decode(body, check_json_body(body, max_depth=None)))
 
     def _decode(self, body: bytes, may_have_exponents: bool) -> Any:
         decode = _decode_json_exponents if may_have_exponents else _decode_json

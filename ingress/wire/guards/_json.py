@@ -16,20 +16,24 @@ _NEVER_HEAVY = MAX_BODY_NODES // 3
 _HEAD = 16 * 1024
 
 
-def check_json_body(body: bytes) -> bool:
+def check_json_body(body: bytes, *, max_depth: int | None = MAX_BODY_DEPTH) -> bool:
     """Refuse a JSON body that is too deep or would take too long; tell whether it may hold floats with exponents.
 
     Counted is outside strings: a comma once, an opening bracket and a colon three times, long numbers by their digits.
 
+    Args:
+        max_depth: None where the decoder's own limit of some 1,000 levels will do.
+
     Raises:
-        DeserializationError: above ``MAX_BODY_DEPTH`` levels or ``MAX_BODY_NODES`` values.
+        DeserializationError: above ``max_depth`` levels or ``MAX_BODY_NODES`` values.
     """
+    most_opened = len(body) if max_depth is None else max_depth
     opened = body.count(b"[")
     end_step()
     opened += body.count(b"{")
     if len(body) <= _NEVER_HEAVY:
-        if opened > MAX_BODY_DEPTH:
-            _check_structure(body, opened, 0)
+        if opened > most_opened:
+            _check_structure(body, opened, 0, most_opened)
         return has_exponent(body)
     end_step()
     signs = body.translate(_NUMBER_SIGNS)
@@ -40,14 +44,14 @@ def check_json_body(body: bytes) -> bool:
     end_step()
     weight += _weigh_numbers(signs, commas)
     end_step()
-    if opened > MAX_BODY_DEPTH or weight > MAX_BODY_NODES:  # perhaps by what its strings hold
-        _check_structure(body, opened, weight)
+    if opened > most_opened or weight > MAX_BODY_NODES:  # perhaps by what its strings hold
+        _check_structure(body, opened, weight, most_opened)
     return b"0e" in signs and has_exponent(body)
 
 
-def _check_structure(body: bytes, opened: int, weight: int) -> None:
-    if opened > MAX_BODY_DEPTH and exceeds_depth(body[:_HEAD], MAX_BODY_DEPTH):
-        raise DeserializationError(f"request too deeply nested: more than {MAX_BODY_DEPTH} levels")
+def _check_structure(body: bytes, opened: int, weight: int, max_depth: int) -> None:
+    if opened > max_depth and exceeds_depth(body[:_HEAD], max_depth):
+        raise DeserializationError(f"request too deeply nested: more than {max_depth} levels")
     # No value and no key is without one of these.
     structure = _outside_strings(body, body.count(b",") + opened)
     end_step()
@@ -64,8 +68,8 @@ def _check_structure(body: bytes, opened: int, weight: int) -> None:
         end_step()
         if weight > MAX_BODY_NODES:
             raise DeserializationError(f"request too large: more than {MAX_BODY_NODES} values")
-    if opened > MAX_BODY_DEPTH and _depth(structure) > MAX_BODY_DEPTH:
-        raise DeserializationError(f"request too deeply nested: more than {MAX_BODY_DEPTH} levels")
+    if opened > max_depth and _depth(structure) > max_depth:
+        raise DeserializationError(f"request too deeply nested: more than {max_depth} levels")
 
 
 # msgspec's own reading of a float with an exponent takes up to 30 µs, so a megabyte of them stops the loop for seconds;
