@@ -116,6 +116,8 @@ class Admission:
                 held.change(2 * size)  # the body is cut out of the payload
             except Overloaded as exc:
                 refusal = str(exc)
+        elif refusal is None and self.request_memory.held > self.request_memory.most_of_peer:
+            refusal = self.request_memory.complaint(peer or "")
         if refusal is not None:
             self.rejected += 1
             raise Overloaded(refusal)

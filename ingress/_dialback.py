@@ -46,8 +46,8 @@ class DialBack:
 
     # Of this and what else an open stream has there may be thousands.
     __slots__ = (
-        *("_caller", "_context", "_guard", "_inputs", "_is_graceful", "_limits", "_network", "_open", "_open_memory"),
-        *("_peer_host", "streams"),
+        *("_caller", "_context", "_guard", "_inputs", "_is_graceful", "_limits", "_network", "_open", "_peer_host"),
+        *("open_memory", "streams"),
     )
 
     def __init__(
@@ -62,12 +62,13 @@ class DialBack:
     ) -> None:
         self.streams = streams
         """Where what serves a stream runs."""
+        self.open_memory = open_memory
+        """Returns the request's account of memory; None where nobody counts."""
         self._network = network
         self._context = context
         self._guard = guard
         self._peer_host = peer_host
         self._limits = limits
-        self._open_memory = open_memory
         self._open: list[trio.abc.Stream] = []
         self._caller: _Caller | None = None
         self._inputs: tuple[tuple[RequestInput[Any], trio.CancelScope], ...] = ()
@@ -117,7 +118,7 @@ class DialBack:
                 await connection.send_all(handshake)
         except (trio.TooSlowError, trio.BrokenResourceError) as exc:
             raise ResponseStreamError(f"request stream of {address.host}:{address.port} took no handshake") from exc
-        memory = RequestMemory().open(None) if self._open_memory is None else self._open_memory()
+        memory = RequestMemory().open(None) if self.open_memory is None else self.open_memory()
         requests = RequestInput(connection, self._context, decode, memory, self._limits)
         reading = trio.CancelScope()
         self._inputs += ((requests, reading),)

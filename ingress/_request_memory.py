@@ -56,20 +56,16 @@ class RequestMemory:
         """Return an account for one request; of whom, where that is known."""
         return HeldMemory(self, peer or "")
 
-    def take(self, peer: str, size: int) -> None:
-        """Count so many bytes more.
+    def complaint(self, peer: str, size: int = 0) -> str | None:
+        """Say why so many bytes more would be too much, where they would be."""
+        if peer and self._of_peers.get(peer, 0) + size > self.most_of_peer:
+            return f"requests of one caller take more than {self.most_of_peer >> 20} MiB of memory"
+        return "worker is short of memory for requests" if self.held + size > self.most else None
 
-        Raises:
-            RequestMemoryExhausted: that is too much, and nothing was counted.
-        """
-        of_peer = self._of_peers.get(peer, 0) + size
-        if of_peer > self.most_of_peer and peer:
-            most = self.most_of_peer >> 20
-            raise RequestMemoryExhausted(f"requests of one caller take more than {most} MiB of memory")
-        if self.held + size > self.most:
-            raise RequestMemoryExhausted("worker is short of memory for requests")
+    def take(self, peer: str, size: int) -> None:
+        """Count so many bytes more, whether or not there is room."""
         self.held += size
-        self._of_peers[peer] = of_peer
+        self._of_peers[peer] = self._of_peers.get(peer, 0) + size
 
     def give_back(self, peer: str, size: int) -> None:
         """Count so many bytes less."""
@@ -130,6 +126,14 @@ class HeldMemory:
         Raises:
             RequestMemoryExhausted: there is no room, and nothing has changed.
         """
+        if self._is_released:
+            return
+        if more > 0 and (complaint := self._memory.complaint(self._peer, more)) is not None:
+            raise RequestMemoryExhausted(complaint)
+        self.force(more)
+
+    def force(self, more: int) -> None:
+        """As :meth:`change`, of what is there already: where that is too much, others are refused for it."""
         if self._is_released:
             return
         if more > 0:

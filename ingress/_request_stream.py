@@ -86,9 +86,6 @@ class RequestInput(Generic[InputT]):
     async def __anext__(self) -> InputT:
         # First of all: an input that was cut short must not look to the engine like one that has ended.
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self._taken is not None:  # the engine has done with it
-            self._memory.change(-self._taken.weight)
-            self._taken = None
         # With a stop grace an engine outlives the stop, and what was sent before the stop is wanted no more than it.
         while not self._items or self._context.is_stopped:
             if self._overload and not self._context.is_stopped:
@@ -96,7 +93,10 @@ class RequestInput(Generic[InputT]):
             if self._is_ended or self._context.is_stopped:
                 raise StopAsyncIteration
             await self._changed.wait()
-        self._taken = item = self._items.popleft()
+        item = self._items.popleft()
+        if self._taken is not None:  # as long as it waits, an engine's loop holds the last one
+            self._memory.change(-self._taken.weight)
+        self._taken = item
         self._queued_bytes -= item.size
         self._wake()
         return item.value

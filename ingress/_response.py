@@ -78,6 +78,7 @@ class Response:
                 on_failure=self._on_failure,
                 stall_timeout=self._stall_timeout,
                 meter=self._meter,
+                open_memory=self.dial_back.open_memory,
             )
             self._writer.write(self.sender.handshake(self._info.subject))
             self._context.say_goodbye = self.say_goodbye

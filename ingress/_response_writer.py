@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import trio
 
+from ._request_memory import LARGE_VALUE, HeldMemory
 from ._stream_limits import DEFAULT_WRITE_STALL_TIMEOUT
 from .errors import PublishError
 
@@ -58,6 +59,7 @@ class ResponseWriter:
         *(
             "_is_draining",
             "_on_failure",
+            "_open_memory",
             "_progress",
             "_send_nowait",
             "_sending",
@@ -76,6 +78,7 @@ class ResponseWriter:
         on_failure: Callable[[Exception], None],
         stall_timeout: float = DEFAULT_WRITE_STALL_TIMEOUT,
         meter: ResponseMeter | None = None,
+        open_memory: Callable[[], HeldMemory] | None = None,
     ) -> None:
         self.meter: ResponseMeter = NoMeter() if meter is None else meter
         self.buffer = bytearray()
@@ -85,6 +88,7 @@ class ResponseWriter:
         self._send_nowait: Callable[[bytearray], int] | None = getattr(stream, "send_nowait", None)
         self._tasks = tasks
         self._on_failure = on_failure
+        self._open_memory = open_memory
         self._stall_timeout = stall_timeout
         self._is_draining = False
         self._sending = 0
@@ -121,12 +125,26 @@ class ResponseWriter:
         """
         self.flush()
         if len(self.buffer) + self._sending > below and self.failure is None:
-            with self.meter.slow_reader():
+            with self.meter.slow_reader(), self._held_memory():
                 while len(self.buffer) + self._sending > below and self.failure is None:
                     self._progress = trio.Event()
                     await self._progress.wait()
         if self.failure is not None:
             raise PublishError(f"response stream failed: {self.failure}", stage="publish_response")
+
+    @contextmanager
+    def _held_memory(self) -> Iterator[None]:
+        """Count a large chunk as held by its request while it waits for a slow reader."""
+        size = len(self.buffer)
+        if size < LARGE_VALUE or self._open_memory is None:
+            yield
+            return
+        memory = self._open_memory()
+        memory.force(size)
+        try:
+            yield
+        finally:
+            memory.force(-size)
 
     def _fail(self, exc: Exception) -> None:
         if self.failure is None:

@@ -17,6 +17,10 @@ BOUNDED_ELSEWHERE = {
     ("ingress/handover.py", "_ready"): "each handover stands in it once, and there is one for each admitted request",
     ("engines/asyncio_loop.py", "_calls"): "a few for each admitted request; the loop empties it in one go",
     ("ingress/_log_writer.py", "_lines"): "lines over the limit are dropped and counted",
+    (
+        "ingress/_request_memory.py",
+        "_discarded",
+    ): "what is in it counts as held still, of which there is a limit",
     ("ingress/_request_stream.py", "_items"): "the reader stops at a limit of bytes that nobody has taken",
     ("ingress/client/_request_connection.py", "_unsent"): "one for each call that waits, and callers are our own tasks",
     ("ingress/client/_request_connection.py", "_unacked"): "as above; a connection without acks is given up",

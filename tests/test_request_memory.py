@@ -17,7 +17,7 @@ from ingress.abc import AdmissionPolicy, Arrival, Load
 from ingress.errors import Overloaded, RequestMemoryExhausted
 from ingress.wire.codec import codec_named
 
-from .raw_caller import Stage, open_stage
+from .raw_caller import Stage, open_stage, slow_network
 
 MIB = 1 << 20
 FRAME = 10_000
@@ -259,6 +259,23 @@ async def test_a_request_whose_body_cannot_be_read_gives_its_memory_back(small: 
         await response.aclose()
         await wait_all_tasks_blocked()
         assert stage.worker.admission.request_memory.held == 0
+
+
+async def test_l08_a_large_chunk_that_nobody_takes_counts_and_those_who_come_meanwhile_are_refused() -> None:
+    async def engine(request: Any) -> AsyncIterator[Any]:
+        yield "x" * (LARGE_VALUE if request == "much" else 1)
+
+    async with open_stage(engine, network=slow_network(), max_frame_size=FRAME, max_request_memory=1) as stage:
+        memory = stage.worker.admission.request_memory
+        slow = await stage.call("much")
+        await wait_all_tasks_blocked()
+        assert LARGE_VALUE < memory.held < LARGE_VALUE + 1000
+        assert await stage.ask(stage.caller.payload("little")) == f"Server overloaded: {OF_ONE}"
+        assert (await slow.read_to_sentinel()).is_whole
+        await slow.aclose()
+        await wait_all_tasks_blocked()
+        assert memory.held == 0
+        await stage.assert_alive("little")
 
 
 def test_the_payload_of_these_tests_is_dense() -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ingress._context import Ending, RequestContext
-from ingress._request_memory import RequestMemory
+from ingress._request_memory import HeldMemory, RequestMemory
 from ingress._request_stream import MAX_QUEUED_BYTES, MAX_QUEUED_FRAMES, RequestInput
 from ingress._weight import worst_weight
 from ingress.bodies import LARGE_BODY
@@ -58,9 +58,15 @@ class Conversation:
     caller: Any
     context: RequestContext
     requests: RequestInput[Any]
+    held: HeldMemory
     taken: list[Any] = field(factory=list)
     end: str = ""
     """How the engine saw its input end: ``ended`` or ``cancelled``; empty while it goes on."""
+
+    def close(self) -> None:
+        """The request has ended."""
+        self.requests.close()
+        self.held.release()
 
     async def take_all(self) -> None:
         try:
@@ -84,8 +90,9 @@ async def open_conversation(
     caller, worker = stream_pair() if pair is None else pair
     context = make_context(**options)
     memory = RequestMemory() if memory is None else memory
-    requests: RequestInput[Any] = RequestInput(worker, context, decode, memory.open("127.0.0.1"))
-    conversation = Conversation(caller, context, requests)
+    held = memory.open("127.0.0.1")
+    requests: RequestInput[Any] = RequestInput(worker, context, decode, held)
+    conversation = Conversation(caller, context, requests, held)
 
     async def run_engine() -> None:
         with context.scope:
@@ -224,7 +231,7 @@ async def test_a_cancelled_wait_for_input_loses_nothing(autojump_clock: MockCloc
 # -- memory and time --------------------------------------------------------------------------------------------------
 
 
-async def test_l08_a_frame_counts_until_the_engine_asks_for_the_next() -> None:
+async def test_l08_a_frame_counts_until_the_engine_has_the_next() -> None:
     memory = RequestMemory(1 << 30)
     async with open_conversation(is_taking=False, memory=memory) as conversation:
         await conversation.caller.send_all(frame("x" * 1000) + frame("y" * 5000))
@@ -237,6 +244,8 @@ async def test_l08_a_frame_counts_until_the_engine_asks_for_the_next() -> None:
         assert memory.held == second
         await conversation.caller.send_all(SENTINEL)
         assert [request async for request in conversation.requests] == []
+        assert memory.held == second  # a loop holds its last item while it waits for one more
+        conversation.close()
         assert memory.held == 0
 
 
@@ -252,6 +261,7 @@ async def test_l08_the_engine_gets_what_came_before_the_frame_for_which_there_is
         with pytest.raises(RequestMemoryExhausted):
             await anext(conversation.requests)
         assert conversation.context.ending is None
+        conversation.close()
         assert memory.held == 0
 
 
