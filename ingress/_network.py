@@ -154,28 +154,42 @@ class TcpListener(trio.abc.Listener[trio.abc.Stream]):
     def __init__(self, raw: socket.socket, *, user_timeout: float = DEFAULT_USER_TIMEOUT) -> None:
         raw.setblocking(False)
         self._user_timeout = user_timeout
-        self._socket = trio.socket.from_stdlib_socket(raw)
+        self._raw = raw
 
     @property
     def address(self) -> tuple[str, int]:
-        host, port = self._socket.getsockname()[:2]
+        host, port = self._raw.getsockname()[:2]
         return str(host), int(port)
 
     async def accept(self) -> TcpStream:
         """Wait for a connection; raises OSError as accept(2) does, EMFILE for one."""
+        while True:
+            if self._raw.fileno() < 0:
+                raise trio.ClosedResourceError("this listener was closed")
+            await trio.lowlevel.wait_readable(self._raw)
+            if (stream := self.accept_nowait()) is not None:
+                return stream
+
+    def accept_nowait(self) -> TcpStream | None:
+        """Return a connection that is there already, None where none is; raises as :meth:`accept` does.
+
+        After an :meth:`accept`, for the others of a crowd: each wait is a pass of the event loop, which may be slow.
+        """
         try:
-            connection, _ = await self._socket.accept()
+            raw, _ = self._raw.accept()
+        except BlockingIOError:
+            return None
         except OSError as exc:
             if exc.errno == errno.EBADF:
                 raise trio.ClosedResourceError from exc
             raise
-        # trio's socket is only the courier of the accepted descriptor: TcpStream wants the plain one.
-        raw = socket.socket(fileno=connection.detach())
         _set_keepalive(raw, self._user_timeout)
         return TcpStream(raw)
 
     async def aclose(self) -> None:
-        self._socket.close()
+        if self._raw.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._raw)
+        self._raw.close()
         await trio.lowlevel.checkpoint()
 
 

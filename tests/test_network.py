@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import random
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from ingress._network import TcpNetwork, TcpStream, join_host_port, routable_host
 from ingress._stream_limits import DEFAULT_WRITE_STALL_TIMEOUT
@@ -155,6 +157,42 @@ async def test_accept_on_a_closed_listener_says_so() -> None:
         await listener.accept()
     with pytest.raises(TypeError, match="expected a listener of this network"):
         NETWORK.local_address(object())  # type: ignore[arg-type]  # the wrong type is the test
+
+
+async def test_accepting_ends_with_the_listener() -> None:
+    listener = await NETWORK.open_listener("127.0.0.1", 0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listener.aclose)
+        with pytest.raises(trio.ClosedResourceError):
+            await listener.accept()
+    with pytest.raises(trio.ClosedResourceError):
+        listener.accept_nowait()
+
+
+async def test_connections_that_are_there_are_accepted_without_a_wait_and_none_is_invented() -> None:
+    async with await NETWORK.open_listener("127.0.0.1", 0) as listener, AsyncExitStack() as stack:
+        assert listener.accept_nowait() is None
+        ours = [await stack.enter_async_context(await NETWORK.connect(*listener.address)) for _ in range(3)]
+        with trio.testing.assert_no_checkpoints():
+            theirs = [listener.accept_nowait() for _ in range(3)]
+        assert listener.accept_nowait() is None
+        for stream, accepted in zip(ours, theirs, strict=True):
+            assert accepted is not None
+            await stack.enter_async_context(accepted)
+            assert accepted._raw.getpeername() == stream._raw.getsockname()
+            assert accepted._raw.gettimeout() == 0
+
+
+async def test_an_accept_that_fails_at_once_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        def accept(self) -> None:
+            raise OSError(errno.EMFILE, "too many open files")
+
+    async with await NETWORK.open_listener("127.0.0.1", 0) as listener:
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="too many open files") as caught:
+            patch.setattr(listener, "_raw", Failing())
+            listener.accept_nowait()
+        assert caught.value.errno == errno.EMFILE
 
 
 def test_addresses_are_joined_as_they_are_written() -> None:

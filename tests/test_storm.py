@@ -172,7 +172,7 @@ def descriptors() -> int:
 
 
 def hold_little(listener: Any) -> None:
-    listener._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_HOLDS)
+    listener._raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, KERNEL_HOLDS)
 
 
 async def settles(read: Callable[[], object], wanted: object) -> None:

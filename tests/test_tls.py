@@ -350,6 +350,22 @@ async def test_of_handshakes_that_come_together_a_few_compute_in_one_pass_of_the
     assert max(Counter(received_in).values()) <= 3
 
 
+async def test_connections_that_are_there_are_accepted_at_once_where_the_network_below_can(
+    authority: Authority,
+) -> None:
+    contexts = TlsContexts(authority.options())
+    for network in (TcpNetwork(), MemoryNetwork()):
+        tls = TlsNetwork(network, contexts)
+        async with await tls.open_listener("127.0.0.1", 0) as listener:
+            assert listener.accept_nowait() is None
+            async with await network.connect(*tls.local_address(listener)):
+                accepted = listener.accept_nowait()
+                assert isinstance(accepted, TlsStream) == isinstance(network, TcpNetwork)
+                if accepted is None:
+                    accepted = await listener.accept()
+                await trio.aclose_forcefully(accepted)
+
+
 async def test_a_listener_that_stalls_costs_a_dial_back_its_connect_timeout(
     authority: Authority, autojump_clock: MockClock
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -174,7 +175,15 @@ class TlsListener(trio.abc.Listener[trio.abc.Stream]):
         self._turns = trio.CapacityLimiter(HANDSHAKES_A_PASS)
 
     async def accept(self) -> TlsStream:
-        transport = await self.listener.accept()
+        return self._wrap(await self.listener.accept())
+
+    def accept_nowait(self) -> TlsStream | None:
+        """Return a connection that is there already, None where none is or the network below cannot tell."""
+        accept_nowait: Callable[[], trio.abc.Stream | None] | None = getattr(self.listener, "accept_nowait", None)
+        transport = None if accept_nowait is None else accept_nowait()
+        return None if transport is None else self._wrap(transport)
+
+    def _wrap(self, transport: trio.abc.Stream) -> TlsStream:
         return TlsStream(transport, self._contexts.server(), self._contexts.options, turns=self._turns)
 
     async def aclose(self) -> None:
