@@ -20,7 +20,7 @@ from attrs import define, field
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ingress._failures import refusal_text
-from ingress._network import TcpNetwork
+from ingress._network import TcpNetwork, TcpStream
 from ingress._tallies import Tallies
 from ingress.abc import Push
 from ingress.planes.tcp import TcpRequestPlane
@@ -581,6 +581,30 @@ async def test_a_receiver_that_fails_ends_one_connection_and_not_the_plane(caplo
         assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
+@pytest.mark.parametrize("most", [500, 1])
+async def test_f15_connections_that_come_together_are_let_in_or_refused_in_a_few_passes_of_the_loop(most: int) -> None:
+    network = TcpNetwork()
+    async with (
+        serve_plane(network, max_connections=most, max_connections_per_peer=most) as served,
+        AsyncExitStack() as stack,
+    ):
+        await wait_all_tasks_blocked()
+        for _ in range(200):  # before the plane can accept one
+            stream = network.start_connect(*served.plane.bound_address)
+            assert isinstance(stream, TcpStream)
+            await stack.enter_async_context(stream)
+        passes = 0
+        while served.tallies.connections_open + served.tallies.connections_refused["limit"] < 200:
+            await trio.lowlevel.checkpoint()
+            passes += 1
+        assert passes < 15
+        assert served.tallies.connections_open == min(most, 200)
+        if most > 200:
+            assert isinstance(stream, TcpStream)
+            await stream.send_all(frame())
+            assert await read_acks(stream, 1) == [""]
+
+
 class FailingListener(trio.abc.Listener[trio.abc.Stream]):
     """Raises errors before it accepts."""
 
@@ -600,19 +624,40 @@ class FailingListener(trio.abc.Listener[trio.abc.Stream]):
 
 class FailingNetwork(MemoryNetwork):
     errors: list[OSError]
+    make_listener: type[FailingListener] = FailingListener
 
     async def open_listener(self, host: str, port: int) -> Any:
         self.inner = await super().open_listener(host, port)
-        return FailingListener(self.inner, self.errors)
+        return self.make_listener(self.inner, self.errors)
 
     def local_address(self, listener: Any) -> tuple[str, int]:
         return self.inner.address
 
 
+class FailingAtOnceListener(FailingListener):
+    """Raises them once something has been accepted, to whoever asks for more."""
+
+    async def accept(self) -> trio.abc.Stream:
+        if self._errors:
+            await trio.lowlevel.checkpoint()
+            return trio.testing.memory_stream_pair()[0]
+        return await super().accept()
+
+    def accept_nowait(self) -> trio.abc.Stream | None:
+        if self._errors:
+            raise self._errors.pop(0)
+        return None
+
+
+class FailingAtOnceNetwork(FailingNetwork):
+    make_listener = FailingAtOnceListener
+
+
+@pytest.mark.parametrize("make_network", [FailingNetwork, FailingAtOnceNetwork])
 async def test_l03_the_listener_survives_every_accept_errno_without_spinning(
-    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+    make_network: type[FailingNetwork], autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    network = FailingNetwork()
+    network = make_network()
     network.errors = [OSError(number, "cannot") for number in (24, 23, 12, 105, 103, 71, 113, 1, 22, 999)]
     network.errors += [OSError(24, "too many open files") for _ in range(100)]
     async with serve_plane(network) as served:

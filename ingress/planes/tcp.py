@@ -27,11 +27,17 @@ from ._incomplete import IncompleteFrames
 
 logger = logging.getLogger("ingress.planes.tcp")
 
+AcceptNowait = Callable[[], trio.abc.Stream | None]
+
 # Loopback unless told otherwise: the port takes bytes from anybody.
 DEFAULT_HOST = "127.0.0.1"
 
 # Out of descriptors or memory: wait for some to come back instead of spinning.
 _ACCEPT_BACKOFF = 0.1
+
+# Where many come together, so many are taken in one pass of the event loop, some 80 µs each: with one a pass those that
+# come last wait for hundreds of passes, however little they want.
+_ACCEPTS_A_PASS = 64
 
 
 def tcp_request_plane(options: PlaneOptions) -> TcpRequestPlane:
@@ -169,19 +175,23 @@ class TcpRequestPlane(RequestPlane):
                 text = "max_connections of %d does not fit the limit of open files and is taken for %d"
                 logger.warning(text, self._wanted_connections, self.max_connections)
             task_status.started()
+            # Only some listeners can tell without a wait whether there are more.
+            accept_nowait: AcceptNowait = getattr(listener, "accept_nowait", _accept_none)
             while True:
                 try:
-                    stream = await listener.accept()
+                    self._enter(await listener.accept(), receive, nursery)
+                    for _ in range(_ACCEPTS_A_PASS - 1):
+                        if (stream := accept_nowait()) is None:
+                            break
+                        self._enter(stream, receive, nursery)
                 except OSError as exc:
                     # No errno of accept(2) says that the listener is gone, and most say "later".
                     name = errno.errorcode.get(exc.errno or 0, "?")
                     self._accept_log.log(logging.ERROR, f"accept {name}", "cannot accept a connection: %s", exc)
                     await trio.sleep(_ACCEPT_BACKOFF)
-                    continue
-                await self._enter(stream, receive, nursery)
 
-    async def _enter(self, stream: trio.abc.Stream, receive: PushReceiver, nursery: trio.Nursery) -> None:
-        """Serve a new connection where there is a place for it, or close it."""
+    def _enter(self, stream: trio.abc.Stream, receive: PushReceiver, nursery: trio.Nursery) -> None:
+        """Serve a new connection where there is a place for it, or close it; never waits for that."""
         peer_host = self._network.peer_host(stream)
         connection, given_up = self._connections.enter(stream, peer_host)
         if connection is not None:
@@ -189,11 +199,11 @@ class TcpRequestPlane(RequestPlane):
         else:
             text, full = "connection from %s refused: %s", self._connections.describe_full(peer_host)
             self._accept_log.log(logging.WARNING, "connections", text, peer_host, full)
-            await trio.aclose_forcefully(stream)
+            _close_soon(stream, nursery)
         if given_up is not None:
             text = "connection from %s closed to make room: it has sent no whole request"
             self._accept_log.log(logging.WARNING, "silent connection", text, given_up.peer_host)
-            await trio.aclose_forcefully(given_up.stream)  # its own task finds it closed
+            _close_soon(given_up.stream, nursery)  # its own task finds it closed
 
     async def _serve_connection(self, connection: Connection, receive: PushReceiver) -> None:
         """The wall round one connection: whatever goes wrong with it ends it and nothing else."""
@@ -209,3 +219,16 @@ class TcpRequestPlane(RequestPlane):
             if connection.is_open:  # else it has been given up, and closed
                 self._connections.leave(connection)
                 await close_now(stream)
+
+
+def _accept_none() -> None:
+    return None
+
+
+def _close_soon(stream: trio.abc.Stream, nursery: trio.Nursery) -> None:
+    """Close at once where the stream can, else in a task; whoever is refused keeps nobody waiting."""
+    close_nowait: Callable[[], None] | None = getattr(stream, "close_nowait", None)
+    if close_nowait is None:
+        nursery.start_soon(trio.aclose_forcefully, stream)
+    else:
+        close_nowait()
