@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from trio.testing import MockClock
 
 from ingress._tallies import Tallies
-from ingress.planes._connections import LEAST_SENT, MAX_SILENCE, Connection, Connections, default_of_peer
+from ingress.planes._connections import LEAST_SENT, MAX_SILENCE, Connection, Connections, Silent, default_of_peer
 
 
 def make(most: int, of_peer: int | None = None) -> Connections:
@@ -89,6 +89,50 @@ async def test_f15_a_peer_at_its_limit_displaces_only_its_own(autojump_clock: Mo
     assert other.is_open
 
 
+class LookedAt(Connection):
+    looks = 0
+
+    def __init__(self, opened_at: float) -> None:
+        stream: Any = None
+        super().__init__(stream, None, None, opened_at)
+
+    @property
+    def incomplete(self) -> int:
+        LookedAt.looks += 1
+        return 10 * LEAST_SENT
+
+    @incomplete.setter
+    def incomplete(self, value: int) -> None:
+        assert not value
+
+
+def test_f15_uploads_are_looked_at_once_a_second_however_many_connections_find_no_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(LookedAt, "looks", 0)
+    silent, uploads = Silent(), [LookedAt(n / 1000) for n in range(100)]
+    for upload in uploads:
+        silent.add(upload)
+    for now, looks in ((5.0, 0), (20.0, 100), (20.5, 100), (21.1, 200), (22.2, 300)):
+        assert {silent.longest(now) for _ in range(1000)} == {None}
+        assert LookedAt.looks == looks
+    silent.discard(uploads[0])
+    assert silent.longest(1000.0) is uploads[1]
+    assert len(silent) == 99
+
+
+def test_f15_who_sends_nothing_gives_way_before_an_upload_that_fell_behind() -> None:
+    stream: Any = None
+    silent, upload, quiet = Silent(), Connection(stream, None, None, 0.0), Connection(stream, None, None, 12.0)
+    upload.incomplete = 2 * LEAST_SENT
+    silent.add(upload)
+    silent.add(quiet)
+    for now, longest in ((11.0, None), (20.0, None), (21.0, upload), (22.0, quiet)):
+        assert silent.longest(now) is longest
+    silent.discard(quiet)
+    assert silent.longest(23.0) is upload
+
+
 class ConnectionBook(RuleBasedStateMachine):
     """Connections come, prove themselves and leave in any order; the sums hold."""
 
@@ -106,7 +150,7 @@ class ConnectionBook(RuleBasedStateMachine):
     def come(self, peer: str | None) -> None:
         connection, given_up = enter(self.connections, peer)
         if given_up is not None:
-            assert not given_up.is_open and given_up.opened_at <= self.now - MAX_SILENCE
+            assert not given_up.is_open and given_up.opened_at + MAX_SILENCE <= self.now
             self.open.remove(given_up)
         if connection is not None:
             self.open.append(connection)

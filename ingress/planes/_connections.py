@@ -25,6 +25,11 @@ MAX_SILENCE = 10.0
 LEAST_SENT = 64 * 1024
 
 
+# An upload that is fast enough is looked at again after so long, and not for each connection that finds no room: of
+# eight thousand that trickle a look at all took 1.5 ms.
+_LOOK_AGAIN = 1.0
+
+
 class Connection:
     """One that is open; for the tasks of its plane."""
 
@@ -50,8 +55,50 @@ class Peer:
     def __init__(self) -> None:
         self.incomplete = 0
         self.open = 0
-        self.silent: dict[Connection, None] = {}
-        """Those that have not sent a whole request yet, the oldest first."""
+        self.silent = Silent()
+        """Those that have not sent a whole request yet."""
+
+
+class Silent:
+    """Connections that have not sent a whole request yet, and which of them gives way first.
+
+    Whatever there is of them, each is looked at once when it has been silent for long, and once in each second after.
+    """
+
+    __slots__ = ("_uploading", "_waiting")
+
+    def __init__(self) -> None:
+        # Each with the time from when on it may give way, the earliest first.
+        self._waiting: dict[Connection, float] = {}
+        self._uploading: dict[Connection, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._uploading)
+
+    def add(self, connection: Connection) -> None:
+        self._waiting[connection] = connection.opened_at + MAX_SILENCE
+
+    def discard(self, connection: Connection) -> None:
+        if self._waiting.pop(connection, None) is None:
+            self._uploading.pop(connection, None)
+
+    def longest(self, now: float) -> Connection | None:
+        """Return the one that gives way now: the oldest that sends next to nothing, else an upload that fell behind."""
+        for queue in (self._waiting, self._uploading):
+            fast_enough, found = list[Connection](), None
+            for connection, since in queue.items():
+                if since > now:
+                    break
+                if connection.incomplete < (now - connection.opened_at) / MAX_SILENCE * LEAST_SENT:
+                    found = connection
+                    break
+                fast_enough.append(connection)
+            for connection in fast_enough:
+                del queue[connection]
+                self._uploading[connection] = now + _LOOK_AGAIN
+            if found is not None:
+                return found
+        return None
 
 
 class Connections:
@@ -72,7 +119,7 @@ class Connections:
         self.most_of_peer = most_of_peer
         self._tallies = tallies
         self._peers: dict[str, Peer] = {}  # only those that have some
-        self._silent: dict[Connection, None] = {}
+        self._silent = Silent()
 
     def enter(self, stream: trio.abc.Stream, peer_host: str | None) -> tuple[Connection | None, Connection | None]:
         """Take a connection in; it is refused, and counted, where there is no place for it.
@@ -83,9 +130,9 @@ class Connections:
         peer = None if peer_host is None else self._peers.get(peer_host)
         given_up, reason = None, self._limit_reached(peer)
         if peer is not None and peer.open >= self.most_of_peer:
-            given_up = self._longest_silent(peer.silent)  # it displaces only its own
+            given_up = peer.silent.longest(self._now())  # it displaces only its own
         elif reason:
-            given_up = self._longest_silent(self._silent)
+            given_up = self._silent.longest(self._now())
         if reason and given_up is None:
             self._tallies.connections_refused[reason] += 1
             return None, None
@@ -96,10 +143,10 @@ class Connections:
             peer = self._peers.setdefault(peer_host, Peer())
         connection = Connection(stream, peer_host, peer, self._now())
         self._tallies.connections_open += 1
-        self._silent[connection] = None
+        self._silent.add(connection)
         if peer is not None:
             peer.open += 1
-            peer.silent[connection] = None
+            peer.silent.add(connection)
         return connection, given_up
 
     def describe_full(self, peer_host: str | None) -> str:
@@ -125,24 +172,14 @@ class Connections:
                 del self._peers[connection.peer_host]
 
     def _no_longer_silent(self, connection: Connection) -> None:
-        self._silent.pop(connection, None)
+        self._silent.discard(connection)
         if connection.peer is not None:
-            connection.peer.silent.pop(connection, None)
+            connection.peer.silent.discard(connection)
 
     def _limit_reached(self, peer: Peer | None) -> str:
         if self._tallies.connections_open >= self.most:
             return "limit"
         return "peer" if peer is not None and peer.open >= self.most_of_peer else ""
-
-    def _longest_silent(self, silent: dict[Connection, None]) -> Connection | None:
-        now = self._now()
-        for connection in silent:
-            age = now - connection.opened_at
-            if age < MAX_SILENCE:
-                return None
-            if connection.incomplete < age / MAX_SILENCE * LEAST_SENT:
-                return connection
-        return None
 
 
 def default_of_peer(most: int) -> int:
