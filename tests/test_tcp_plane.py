@@ -404,6 +404,20 @@ async def test_f15_a_large_first_request_on_its_way_does_not_make_room(mock_cloc
         assert await read_acks(upload, 1) == [""]
 
 
+async def test_f11_f15_a_connection_does_not_make_room_while_its_first_requests_are_acked(
+    mock_clock: MockClock,
+) -> None:
+    async with serve_plane(max_connections=1, max_connections_per_peer=1) as served:
+        stream = await served.connect()
+        await stream.send_all(frame() * 1000)
+        while not served.receiver.pushes:
+            await trio.lowlevel.checkpoint()
+        mock_clock.jump(11)
+        assert await is_closed(await served.connect())
+        assert len(served.receiver.pushes) < 1000
+        assert await read_acks(stream, 1000) == [""] * 1000
+
+
 async def test_f15_the_connections_of_one_peer_have_a_limit_of_their_own(caplog: pytest.LogCaptureFixture) -> None:
     async with serve_plane(max_connections=8) as served:
         streams = [await served.connect() for _ in range(6)]

@@ -115,6 +115,8 @@ class Conversations:
             acks = bytearray()
             is_over = False
             refusal, has_more = _push_some(decoder, receive, peer_host, acks)
+            if not connection.is_proven and decoder.frames:
+                self._connections.prove(connection)
             while has_more:
                 if not await self._send_acks(stream, acks, peer_host):
                     return
@@ -127,8 +129,6 @@ class Conversations:
             else:
                 if decoder.frames != frames:  # what is left over began with this read
                     frames, begun_at = decoder.frames, trio.current_time()
-                    if not connection.is_proven:
-                        self._connections.prove(connection)
                 if connection.incomplete or decoder.announced_size > LARGE_FRAME:
                     overload = self._incomplete.note(connection, decoder.held_bytes)
                     if overload is not None:
