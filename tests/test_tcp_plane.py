@@ -23,6 +23,7 @@ from ingress._failures import refusal_text
 from ingress._network import TcpNetwork, TcpStream
 from ingress._tallies import Tallies
 from ingress.abc import Push
+from ingress.planes._turns import FRAMES_A_PASS, FRAMES_A_TURN
 from ingress.planes.tcp import TcpRequestPlane
 from ingress.testing import MemoryNetwork
 from ingress.wire.request_frame import AckDecoder, encode_request_frame
@@ -127,6 +128,79 @@ async def test_f04_f06_a_flood_of_small_frames_keeps_nobody_waiting(ack: str) ->
         assert before < 200
         for stream in flooding:
             assert await read_acks(stream, 2000) == [ack] * 2000
+
+
+async def test_f18_beside_a_thousand_that_flood_others_wait_for_few_frames_on_new_connections_and_on_old() -> None:
+    async with (
+        serve_plane(max_connections=2000, max_connections_per_peer=2000) as served,
+        trio.open_nursery() as nursery,
+    ):
+        pushes = served.receiver.pushes
+        served.receiver.answers = {"flood": "Server unavailable: no"}
+        flooding = [await served.connect() for _ in range(1000)]
+        old = await served.connect()
+        await old.send_all(frame("old"))
+        assert await read_acks(old, 1) == [""]
+        for stream in flooding:
+            nursery.start_soon(stream.send_all, frame("flood", bytes(100)) * 300)
+        while len(pushes) < 2000:
+            await trio.lowlevel.checkpoint()
+
+        before = len(pushes)
+        new = await served.connect()
+        await new.send_all(frame("new"))
+        assert await read_acks(new, 1) == [""]
+        assert len(pushes) - before < 8 * FRAMES_A_PASS
+
+        before = len(pushes)
+        await old.send_all(frame("old") * 100)  # as of a caller that has fallen behind
+        assert await read_acks(old, 100) == [""] * 100
+        assert len(pushes) - before < 100 * FRAMES_A_PASS
+
+        for stream in flooding:
+            await stream.aclose()
+        await wait_all_tasks_blocked()
+        assert served.tallies.connections_open == 2  # who waited for a turn has ended
+
+
+async def test_f13_waiting_for_a_turn_is_not_the_callers_time(
+    mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serve_plane() as served:
+        turns = served.plane._conversations.turns
+        wait = turns.wait
+
+        async def wait_long(*, is_bulk: bool) -> int:
+            mock_clock.jump(40)
+            return await wait(is_bulk=is_bulk)
+
+        monkeypatch.setattr(turns, "wait", wait_long)
+        stream = await served.connect()
+        turns.left = 0
+        await stream.send_all(frame()[:3])
+        await wait_all_tasks_blocked()
+        assert turns.left > 0
+        await stream.send_all(frame()[3:])
+        assert await read_acks(stream, 1) == [""]
+        assert trio.current_time() == 40
+        assert served.tallies.frames_refused["deadline"] == 0
+
+
+async def test_f18_the_rest_of_a_large_frame_waits_for_no_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serve_plane() as served:
+        turns, waited = served.plane._conversations.turns, list[bool]()
+
+        async def wait(*, is_bulk: bool) -> int:
+            waited.append(is_bulk)
+            return FRAMES_A_TURN
+
+        monkeypatch.setattr(turns, "wait", wait)
+        stream = await served.connect()
+        await wait_all_tasks_blocked()
+        turns.left = 0
+        await stream.send_all(LARGE)
+        assert await read_acks(stream, 1) == [""]
+        assert waited == [True, False]  # with its first read, which might be a thousand frames, and when it is whole
 
 
 async def test_c13_of_huge_frames_that_are_whole_together_each_has_its_turn_with_others_between() -> None:

@@ -28,6 +28,7 @@ from ..wire.request_frame import (
 from ..wire.two_part import PREFIX
 from ._connections import Connection, Connections
 from ._incomplete import LARGE_FRAME, IncompleteFrames
+from ._turns import FRAMES_A_TURN, Turns
 
 logger = logging.getLogger("ingress.planes.tcp")
 
@@ -45,10 +46,6 @@ _START_WAIT = 0.5
 # Most requests are smaller than the first, which is what thousands that flood hold each.
 _FIRST_READ_SIZE = 16 * 1024
 _READ_SIZE = 64 * 1024
-
-# So many frames of a connection are looked at in one turn: a read may hold eight thousand, and of a hundred connections
-# each has its turn before anybody else has another.
-_FRAMES_A_TURN = 8
 
 # Copying a frame of 32 MiB out of its buffer, and its body out of it, takes some 30 ms: of frames from here on that
 # become complete together one has its turn after the other, with everybody else's between them.
@@ -76,6 +73,8 @@ class Conversations:
         self._frame_timeout = frame_timeout
         self._idle_timeout = idle_timeout
         self._ack_write_timeout = ack_write_timeout
+        self.turns = Turns()
+        """What the plane has to serve beside the connections."""
         self._huge_turn = trio.Lock()
         self._log = RateLimitedLogger(logger)
 
@@ -103,7 +102,7 @@ class Conversations:
         return True
 
     async def _converse(self, connection: Connection, receive: PushReceiver) -> None:
-        stream, peer_host = connection.stream, connection.peer_host
+        stream, peer_host, turns = connection.stream, connection.peer_host, self.turns
         decoder = RequestFrameDecoder(max_frame_size=self._max_frame_size)
         frames, begun_at = 0, trio.current_time()
         while data := await self._receive_some(stream, decoder, begun_at, peer_host):
@@ -116,15 +115,22 @@ class Conversations:
                     await trio.lowlevel.checkpoint()
             acks = bytearray()
             is_over = False
-            refusal, has_more = _push_some(decoder, receive, peer_host, acks)
+            frames_now = FRAMES_A_TURN
+            if turns.left <= 0 and decoder.held_bytes >= decoder.announced_size:
+                waits_from = trio.current_time()
+                surplus = decoder.held_bytes - decoder.announced_size
+                frames_now = await turns.wait(is_bulk=surplus >= _FIRST_READ_SIZE)
+                begun_at += trio.current_time() - waits_from  # what is due is its caller's part
+            refusal, has_more = _push_some(decoder, receive, peer_host, acks, turns, frames_now)
             if not connection.is_proven and decoder.frames:
                 self._connections.prove(connection)
             while has_more:
+                is_welcome = not any(acks)  # nothing but zeros is the ack of a request that is taken
                 if not await self._send_acks(stream, acks, peer_host):
                     return
-                await trio.lowlevel.checkpoint()
+                frames_now = await turns.go_on(is_welcome=is_welcome)
                 acks = bytearray()
-                refusal, has_more = _push_some(decoder, receive, peer_host, acks)
+                refusal, has_more = _push_some(decoder, receive, peer_host, acks, turns, frames_now)
             if refusal is not None:
                 acks += encode_ack(await self._refuse(stream, decoder.oversized, refusal, receive, peer_host))
                 is_over = True
@@ -218,21 +224,27 @@ class Conversations:
 
 
 def _push_some(
-    decoder: RequestFrameDecoder, receive: PushReceiver, peer_host: str | None, acks: bytearray
+    decoder: RequestFrameDecoder,
+    receive: PushReceiver,
+    peer_host: str | None,
+    acks: bytearray,
+    turns: Turns,
+    most: int,
 ) -> tuple[InvalidMessage | None, bool]:
-    """Hand over frames that are complete, as many as one turn takes, and add their acks.
+    """Hand over frames that are complete, so many at most, take them off what is left, and add their acks.
 
     Returns what is wrong with the frame after them, and whether there may be more for another turn.
 
     A function of its own, so that the last frame goes with its locals: a connection may rest for ever.
     """
-    left = _FRAMES_A_TURN
+    left = turns.left
+    last = left - most
     try:
         for frame in decoder:
             acks += encode_ack(receive(Push(_path_of(frame), frame.payload, frame.headers, peer_host)))
-            left -= 1
-            if not left:
-                return None, True
+            turns.left = left = left - 1
+            if left == last:
+                return None, not decoder.is_idle
     except InvalidMessage as exc:
         return exc.with_traceback(None), False  # a traceback holds the last frame too
     return None, False

@@ -174,6 +174,7 @@ class TcpRequestPlane(RequestPlane):
             if self._wanted_connections is not None and self._wanted_connections > self.max_connections:
                 text = "max_connections of %d does not fit the limit of open files and is taken for %d"
                 logger.warning(text, self._wanted_connections, self.max_connections)
+            nursery.start_soon(self._conversations.turns.serve)
             task_status.started()
             # Only some listeners can tell without a wait whether there are more.
             accept_nowait: AcceptNowait = getattr(listener, "accept_nowait", _accept_none)

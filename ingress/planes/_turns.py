@@ -1,0 +1,110 @@
+"""Turns of a plane's connections: how many frames of all of them are looked at in one pass of the event loop.
+
+A connection looks at what it has read at once, as long as little is looked at. Above that it waits in line, so that a
+pass of the loop takes some ten milliseconds however many connections are flooding.
+
+There are three lines. Who has just read something goes first: callers that send a request and wait for its ack stand in
+this one only. After them comes who sends a great many at once, and last who goes on although requests of its last turn
+were refused. So a caller that has fallen behind comes to its end, and a flood keeps its own kind waiting.
+"""
+
+from __future__ import annotations
+
+import trio
+
+# Frames that are looked at in one pass of the event loop, 30 to 80 µs each where they are refused.
+FRAMES_A_PASS = 128
+
+# So many of a connection are looked at in one turn: a read may hold eight thousand.
+FRAMES_A_TURN = 8
+
+# No line stands still: so many of a pass are kept for each that comes after another, and for who comes meanwhile.
+_KEPT = FRAMES_A_PASS // 4
+
+
+class Turns:
+    """Who of the connections of a plane may look at frames; for its event loop.
+
+    :attr:`left` is how many may be looked at before somebody has to wait: whoever looks at some takes them off it, and
+    first asks :meth:`wait` where it is not above zero. What a pass leaves of it is for the next ones. Only when nothing
+    is left does :meth:`serve` wake up, and renew it with each pass until nobody waits: a request pays for a comparison
+    and a subtraction, and one in 128 waits for two passes.
+    """
+
+    def __init__(self) -> None:
+        self.left = FRAMES_A_PASS
+        self._readers = _Line()
+        self._bulk = _Line()
+        self._refused = _Line()
+        self._wanted = trio.lowlevel.ParkingLot()
+
+    async def wait(self, *, is_bulk: bool) -> int:
+        """Wait for the turn of who has just read; returns how many frames it may look at.
+
+        Args:
+            is_bulk: whether it has read so much that it is probably more than a request or a few.
+        """
+        return await self._wait(self._bulk if is_bulk else self._readers)
+
+    async def go_on(self, *, is_welcome: bool) -> int:
+        """Wait for the next turn of who has had one, a pass of the loop at least; as :meth:`wait`.
+
+        Args:
+            is_welcome: whether all that was looked at in that turn was taken.
+        """
+        line = self._bulk if is_welcome else self._refused
+        if self.left > 0 and not line:
+            await trio.lowlevel.checkpoint()
+            if self.left > 0:
+                return FRAMES_A_TURN
+        return await self._wait(line)
+
+    async def _wait(self, line: _Line) -> int:
+        self._wanted.unpark()
+        frames = await line.wait()
+        self.left += frames  # which were taken off when it was let go
+        return frames
+
+    async def serve(self) -> None:
+        """Let those go on who wait, some with each pass of the event loop, until cancelled."""
+        while True:
+            self.left = FRAMES_A_PASS
+            if self._readers or self._bulk or self._refused:
+                self._let_go()
+                await trio.lowlevel.checkpoint()
+            else:
+                await self._wanted.park()
+
+    def _let_go(self) -> None:
+        kept_for_refused = _KEPT if self._refused else 0
+        left = FRAMES_A_PASS
+        left -= self._readers.let_go(left - kept_for_refused - (_KEPT if self._bulk else 0))
+        # Nobody comes in between while some still wait for their first turn.
+        kept = 0 if self._readers else _KEPT
+        left -= self._bulk.let_go(left - kept - kept_for_refused)
+        left -= self._refused.let_go(left - kept)
+        self.left = 0 if self._readers else left
+
+
+class _Line:
+    """Tasks that wait for their turn, first come, first served."""
+
+    def __init__(self) -> None:
+        self._waiting = trio.lowlevel.ParkingLot()
+        self._shares: dict[trio.lowlevel.Task, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    async def wait(self) -> int:
+        await self._waiting.park()
+        return self._shares.pop(trio.lowlevel.current_task())
+
+    def let_go(self, frames: int) -> int:
+        """Share so many frames out between those who wait longest; returns how many that took."""
+        if not self._waiting or frames <= 0:
+            return 0
+        share = max(min(frames // len(self._waiting), FRAMES_A_TURN), 1)
+        let_go = self._waiting.unpark(count=frames // share)
+        self._shares.update(dict.fromkeys(let_go, share))
+        return share * len(let_go)

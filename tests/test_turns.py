@@ -1,0 +1,158 @@
+"""Who of the connections of a plane looks at frames, and how many in one pass of the loop."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from ingress.planes._turns import FRAMES_A_PASS, FRAMES_A_TURN, Turns
+
+CROWD = 1000
+
+
+class Passes(trio.abc.Instrument):
+    """Counts the passes of the event loop."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def after_io_wait(self, timeout: float) -> None:
+        self.count += 1
+
+
+@asynccontextmanager
+async def counted_passes() -> AsyncIterator[Passes]:
+    passes = Passes()
+    trio.lowlevel.add_instrument(passes)
+    try:
+        yield passes
+    finally:
+        trio.lowlevel.remove_instrument(passes)
+
+
+@asynccontextmanager
+async def open_turns() -> AsyncIterator[tuple[Turns, trio.Nursery]]:
+    async with trio.open_nursery() as nursery:
+        turns = Turns()
+        nursery.start_soon(turns.serve)
+        yield turns, nursery
+        nursery.cancel_scope.cancel()
+
+
+async def flood(turns: Turns, frames: list[str]) -> None:
+    """Look at a frame for ever, and have each refused."""
+    while True:
+        left = await turns.go_on(is_welcome=False)
+        turns.left -= left
+        frames += ["flood"] * left
+
+
+async def test_nobody_waits_while_little_is_looked_at() -> None:
+    async with open_turns() as (turns, _), counted_passes() as passes:
+        for _ in range(1000):
+            turns.left -= 1
+            if turns.left <= 0:
+                assert await turns.wait(is_bulk=False) == FRAMES_A_TURN
+            await trio.lowlevel.checkpoint()
+        assert passes.count <= 1000 + 1000 // FRAMES_A_PASS * 3
+
+
+async def test_f18_a_pass_of_the_loop_looks_at_few_frames_however_many_flood() -> None:
+    frames, of_pass = list[str](), Counter[int]()
+    async with open_turns() as (turns, nursery), counted_passes() as passes:
+        for _ in range(CROWD):
+            nursery.start_soon(flood, turns, frames)
+        for _ in range(200):
+            before = len(frames)
+            await trio.lowlevel.checkpoint()
+            of_pass[passes.count] += len(frames) - before
+        assert max(of_pass.values()) <= 2 * FRAMES_A_PASS
+        assert len(frames) > 100 * FRAMES_A_PASS / 2  # nor does it look at next to none
+
+
+@pytest.mark.parametrize(
+    ("wait", "within"),
+    [
+        (lambda turns: turns.wait(is_bulk=False), 4),
+        (lambda turns: turns.wait(is_bulk=True), 4),
+        (lambda turns: turns.go_on(is_welcome=True), 4),
+        (lambda turns: turns.go_on(is_welcome=False), 2 * CROWD / (FRAMES_A_PASS / 4)),
+    ],
+)
+async def test_f18_a_flood_of_refused_frames_keeps_its_own_kind_waiting(
+    wait: Callable[[Turns], Awaitable[int]], within: float
+) -> None:
+    frames = list[str]()
+    async with open_turns() as (turns, nursery), counted_passes() as passes:
+        for _ in range(CROWD):
+            nursery.start_soon(flood, turns, frames)
+        for _ in range(20):
+            await trio.lowlevel.checkpoint()
+        turns.left = 0
+        before = passes.count
+        assert await wait(turns) >= 1
+        assert passes.count - before <= within
+
+
+async def test_f18_no_line_stands_still_while_another_is_long() -> None:
+    seen = Counter[str]()
+
+    async def stand(name: str, wait: Callable[[], Awaitable[int]]) -> None:
+        while True:
+            frames = await wait()
+            turns.left -= frames
+            seen[name] += frames
+
+    async with open_turns() as (turns, nursery):
+        turns.left = 0
+        for _ in range(CROWD):
+            nursery.start_soon(stand, "readers", lambda: turns.wait(is_bulk=False))
+            nursery.start_soon(stand, "bulk", lambda: turns.go_on(is_welcome=True))
+            nursery.start_soon(stand, "refused", lambda: turns.go_on(is_welcome=False))
+        for _ in range(100):
+            await trio.lowlevel.checkpoint()
+        total = seen.total()
+        assert 80 * FRAMES_A_PASS < total < 120 * FRAMES_A_PASS
+        assert seen["readers"] == pytest.approx(total / 2, rel=0.1)
+        assert seen["bulk"] == pytest.approx(total / 4, rel=0.1)
+        assert seen["refused"] == pytest.approx(total / 4, rel=0.1)
+
+
+async def test_who_comes_first_goes_first_one_frame_each_in_a_crowd_and_a_turn_each_where_there_is_none() -> None:
+    went = list[tuple[int, int]]()
+
+    async def stand(number: int) -> None:
+        went.append((number, await turns.wait(is_bulk=False)))
+
+    turns = Turns()
+    async with trio.open_nursery() as nursery:
+        for crowd, share in ((300, 1), (4, FRAMES_A_TURN)):
+            went.clear()
+            turns.left = 0
+            for number in range(crowd):
+                nursery.start_soon(stand, number)
+                await wait_all_tasks_blocked()
+            async with trio.open_nursery() as serving:
+                serving.start_soon(turns.serve)
+                await wait_all_tasks_blocked()
+                serving.cancel_scope.cancel()
+            first = went[: min(crowd, FRAMES_A_PASS)]
+            assert {number for number, _ in first} == set(range(len(first)))
+            assert {frames for _, frames in first} == {share}
+
+
+async def test_who_leaves_the_line_takes_nobodys_turn() -> None:
+    turns = Turns()
+    turns.left = 0
+    with trio.move_on_after(0.01):
+        await turns.wait(is_bulk=False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(turns.serve)
+        await wait_all_tasks_blocked()
+        assert turns.left == FRAMES_A_PASS
+        nursery.cancel_scope.cancel()
