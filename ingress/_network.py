@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import socket
 import sys
 from collections.abc import Callable
@@ -65,6 +66,15 @@ class TcpStream(trio.abc.HalfCloseableStream):
             return 0
         except OSError as exc:
             raise trio.BrokenResourceError(f"send failed: {exc}") from exc
+
+    @property
+    def has_peer_left(self) -> bool:
+        """Whether the peer has closed its side, or reset; what it sent before may still be unread."""
+        if self._raw.fileno() < 0 or not hasattr(select, "poll"):
+            return False
+        poll = select.poll()
+        poll.register(self._raw, getattr(select, "POLLRDHUP", 0))  # a reset is always told
+        return bool(poll.poll(0))
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         self._check_open()

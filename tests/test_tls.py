@@ -335,12 +335,12 @@ async def test_of_handshakes_that_come_together_a_few_compute_in_one_pass_of_the
             passes += 1
 
     async def receive(stream: trio.abc.ReceiveStream) -> None:
-        assert await stream.receive_some() == b"hello"
+        assert await stream.receive_some() == b"\x16hello"
         received_in.append(passes)
 
     pairs = [trio.testing.memory_stream_pair() for _ in range(20)]
     for theirs, _ in pairs:
-        await theirs.send_all(b"hello")
+        await theirs.send_all(b"\x16hello")
     trio.lowlevel.add_instrument(watched := Passes())
     async with trio.open_nursery() as nursery:
         for _, ours in pairs:
@@ -348,6 +348,36 @@ async def test_of_handshakes_that_come_together_a_few_compute_in_one_pass_of_the
     trio.lowlevel.remove_instrument(watched)
     assert len(received_in) == 20
     assert max(Counter(received_in).values()) <= 3
+
+
+async def test_who_speaks_no_tls_or_has_left_takes_no_turn_of_those_who_shake_hands() -> None:
+    turns = trio.CapacityLimiter(1)
+    async with turns, await TcpNetwork().open_listener("127.0.0.1", 0) as listener:
+        host, port = listener.address
+        async with await TcpNetwork().connect(host, port) as stranger, await listener.accept() as accepted:
+            await stranger.send_all(b"GET / HTTP/1.1")
+            with trio.fail_after(5):
+                assert await _PacedStream(accepted, turns).receive_some() == b"GET / HTTP/1.1"
+        leaving = await TcpNetwork().connect(host, port)
+        async with await listener.accept() as accepted, trio.open_nursery() as nursery:
+            await leaving.send_all(b"\x16\x03\x01")
+            outcome: list[BaseException] = []
+
+            async def receive() -> None:
+                with trio.fail_after(5):
+                    try:
+                        await _PacedStream(accepted, turns).receive_some()
+                    except trio.BrokenResourceError as exc:
+                        outcome.append(exc)
+
+            nursery.start_soon(receive)
+            await wait_all_tasks_blocked()
+            assert not accepted.has_peer_left
+            await leaving.aclose()
+            turns.release()
+            await wait_all_tasks_blocked(0.01)
+            await turns.acquire()
+            assert [str(exc) for exc in outcome] == ["the peer has left in the handshake"]
 
 
 async def test_connections_that_are_there_are_accepted_at_once_where_the_network_below_can(
