@@ -181,6 +181,12 @@ def test_c08_nesting_over_32_levels_is_refused(opening: str, depth: int) -> None
     assert cost.seconds < 1
 
 
+def test_c08_a_control_message_of_thousands_of_objects_is_refused() -> None:
+    few, many = (control()[:-1] + b',"later":[' + b"{}," * count + b"0]}" for count in (4000, 60_000))
+    assert RequestControlMessage.decode(few).id == "r"
+    assert refuses(many) == "control message: more than 4096 objects and lists"
+
+
 def test_c08_32_levels_pass_and_brackets_inside_strings_are_no_nesting() -> None:
     deep = control()[:-1] + b',"later":' + b"[" * 31 + b"]" * 31 + b"}"
     assert RequestControlMessage.decode(deep).id == "r"

@@ -47,6 +47,9 @@ _START_WAIT = 0.5
 _FIRST_READ_SIZE = 16 * 1024
 _READ_SIZE = 64 * 1024
 
+# Of a larger one each 16 KiB count as one more, up to the largest control message: those are read at once.
+_KIB_16, _MOST_OF_A_FRAME = 14, MAX_CONTROL_MESSAGE >> 14
+
 # Copying a frame of 32 MiB out of its buffer, and its body out of it, takes some 30 ms: of frames from here on that
 # become complete together one has its turn after the other, with everybody else's between them.
 _HUGE_FRAME = 2 << 20
@@ -242,8 +245,8 @@ def _push_some(
     try:
         for frame in decoder:
             acks += encode_ack(receive(Push(_path_of(frame), frame.payload, frame.headers, peer_host)))
-            turns.left = left = left - 1
-            if left == last:
+            turns.left = left = left - 1 - min(len(frame.payload) >> _KIB_16, _MOST_OF_A_FRAME)
+            if left <= last:
                 return None, not decoder.is_idle
     except InvalidMessage as exc:
         return exc.with_traceback(None), False  # a traceback holds the last frame too
