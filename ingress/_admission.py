@@ -17,7 +17,7 @@ from ._memory_watermark import MemoryWatermark
 from ._request_memory import SMALL_REQUEST, HeldMemory, RequestMemory
 from ._text import RateLimitedLogger, printable
 from .abc import AdmissionPolicy, Arrival
-from .errors import IngressError, Overloaded, PolicyFailed, QueueDeadlinePassed
+from .errors import Overloaded, PolicyFailed, QueueDeadlinePassed
 
 logger = logging.getLogger("ingress.admission")
 
@@ -109,22 +109,19 @@ class Admission:
             refusal = "worker is short of descriptors"
         elif self._memory is not None and self._memory.is_exceeded(size):
             refusal = "worker is short of memory"
-        held = None
-        if refusal is None and size > SMALL_REQUEST:
-            held = self.request_memory.open(peer)
+        held, memory = None, self.request_memory
+        if refusal is None and (size > SMALL_REQUEST or memory.held > memory.half):
             try:
-                held.change(2 * size)  # the body is cut out of the payload
+                held = memory.open(peer, size)
             except Overloaded as exc:
                 refusal = str(exc)
-        elif refusal is None and self.request_memory.held > self.request_memory.most_of_peer:
-            refusal = self.request_memory.complaint(peer or "")
         if refusal is not None:
             self.rejected += 1
             raise Overloaded(refusal)
         if self._policy is not None and arrival is not None:
             try:
                 self._ask(self._policy, arrival)
-            except IngressError:
+            except BaseException:
                 if held is not None:
                     held.release()
                 raise
@@ -183,8 +180,8 @@ class Slot:
     """
 
     __slots__ = (
-        *("_admission", "_descriptors", "_granted", "_is_released", "_streams", "arrival", "held_memory", "is_granted"),
-        "peer",
+        *("_admission", "_descriptors", "_granted", "_has_let_go", "_is_released", "_streams", "arrival"),
+        *("held_memory", "is_granted", "peer"),
     )
 
     def __init__(
@@ -205,7 +202,7 @@ class Slot:
         """None where none is counted: a small request has no account."""
         self.arrival = arrival
         self.is_granted = is_granted
-        self._is_released = False
+        self._is_released = self._has_let_go = False
         self._granted: trio.Event | None = None
 
     def grant(self) -> None:
@@ -236,12 +233,15 @@ class Slot:
         """Return the request's account of memory."""
         if self.held_memory is None:
             self.held_memory = self._admission.request_memory.open(self.peer)
+            if self._has_let_go:
+                self.held_memory.release()
         return self.held_memory
 
     def let_go(self) -> None:
         """Give descriptors and memory back: nobody needs them any more, or streams that linger are counted there."""
         self._descriptors.held -= self._streams
         self._streams = 0
+        self._has_let_go = True
         if self.held_memory is not None:
             self.held_memory.release()
 

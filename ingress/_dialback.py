@@ -17,7 +17,7 @@ from ._dial_limits import Turn
 from ._dialled import DialledStreams
 from ._logging import request_scope
 from ._network import TcpConnect, TcpStream
-from ._request_memory import HeldMemory, RequestMemory
+from ._request_memory import HeldMemory
 from ._request_stream import RequestInput
 from ._stream_limits import DEFAULT_STREAM_LIMITS, StreamLimits
 from ._text import RateLimitedLogger, quoted
@@ -57,13 +57,13 @@ class DialBack:
         context: RequestContext,
         guard: DialGuard,
         peer_host: str | None,
+        open_memory: Callable[[], HeldMemory],
         limits: StreamLimits = DEFAULT_STREAM_LIMITS,
-        open_memory: Callable[[], HeldMemory] | None = None,
     ) -> None:
         self.streams = streams
         """Where what serves a stream runs."""
         self.open_memory = open_memory
-        """Returns the request's account of memory; None where nobody counts."""
+        """Returns the request's account of memory."""
         self._network = network
         self._context = context
         self._guard = guard
@@ -118,8 +118,7 @@ class DialBack:
                 await connection.send_all(handshake)
         except (trio.TooSlowError, trio.BrokenResourceError) as exc:
             raise ResponseStreamError(f"request stream of {address.host}:{address.port} took no handshake") from exc
-        memory = RequestMemory().open(None) if self.open_memory is None else self.open_memory()
-        requests = RequestInput(connection, self._context, decode, memory, self._limits)
+        requests = RequestInput(connection, self._context, decode, self.open_memory(), self._limits)
         reading = trio.CancelScope()
         self._inputs += ((requests, reading),)
         self.streams.start_soon(self._follow, connection, requests, reading)

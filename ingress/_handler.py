@@ -176,8 +176,8 @@ class PushHandler:
             context,
             self._dial_guard,
             admitted.peer_host,
-            limits,
             admitted.slot.open_memory,
+            limits,
         ) as dial_back:
             response = Response(
                 dial_back,
@@ -266,7 +266,11 @@ class PushHandler:
         A function of its own, so that what finds no memory goes with its locals.
         """
         if admitted.failure is not None:
-            raise admitted.failure
+            failure, admitted.failure, admitted.payload = admitted.failure, None, b""
+            try:
+                raise failure
+            finally:
+                del failure  # its traceback holds this frame
         parsed = await admitted.shape.parse_and_build_request(admitted.payload, admitted.control, response.dial_back)
         admitted.payload = b""
         if (held := admitted.slot.held_memory) is not None:
@@ -327,7 +331,10 @@ class PushHandler:
                 await trio.lowlevel.checkpoint_if_cancelled()
                 # Still here: what was cancelled is a scope of the engine's own, left open across a yield.
                 failure = GenerateError("engine was cancelled by a cancel scope or nursery of its own")
-            self._ledger.failed(response, context, failure, "generate")
+            if isinstance(failure, RequestMemoryExhausted):
+                self._ledger.refused_late(response, context, failure, OVERLOADED)
+            else:
+                self._ledger.failed(response, context, failure, "generate")
             return error_event_of(failure)
         finally:
             del failure  # its traceback holds this frame, and what the engine held

@@ -45,7 +45,7 @@ class Ledger:
         Args:
             reason: ``QUEUE_DEADLINE`` or ``OVERLOADED``.
         """
-        self._log.log(logging.WARNING, reason, "request %s refused: %s", quoted(context.id), error)
+        self._log.log(logging.WARNING, reason, "request %s refused: %s", quoted(context.id), str(error))
         response.error_type = reason
 
     def failed(self, response: Response, context: RequestContext, failure: BaseException, error_type: str) -> None:

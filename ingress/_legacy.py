@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from attrs import frozen
@@ -12,6 +13,7 @@ from ._context import RequestContext
 from ._dial_guard import DialGuard, DialTarget
 from ._dialback import DialBack
 from ._dialled import DialledStreams
+from ._request_memory import RequestMemory
 from ._response import Response
 from ._stream_limits import DEFAULT_STREAM_LIMITS, StreamLimits
 from ._text import quoted
@@ -47,12 +49,14 @@ class LegacyTeller:
         streams: DialledStreams,
         shapes: Sequence[IngressDispatch[Any]],
         dial_guard: DialGuard,
+        request_memory: RequestMemory,
         limits: StreamLimits = DEFAULT_STREAM_LIMITS,
     ) -> None:
         self._network = network
         self._streams = streams
         self._shapes = shapes
         self._dial_guard = dial_guard
+        self._request_memory = request_memory
         self._limits = limits
         self._pending = 0
 
@@ -80,7 +84,13 @@ class LegacyTeller:
         context = RequestContext(request_id=refusal.control.id, endpoint=_ENDPOINT_OF_NOBODY, metadata={}, headers={})
         try:
             async with DialBack(
-                self._network, self._streams, context, self._dial_guard, refusal.peer_host, self._limits
+                self._network,
+                self._streams,
+                context,
+                self._dial_guard,
+                refusal.peer_host,
+                partial(self._request_memory.open, refusal.peer_host),
+                self._limits,
             ) as dial_back:
                 response = Response(
                     dial_back,

@@ -24,7 +24,7 @@ LEAST_REQUEST_MEMORY, MOST_REQUEST_MEMORY = 256 * 1024 * 1024, 2 * 1024 * 1024 *
 # What the requests of one address may take of that, so that the others find some.
 PEER_SHARE = 0.75
 
-# Not counted, as long as they have no streams: those of a full worker take 256 MiB at the very worst.
+# Not counted while less than half is taken: 2,048 of them take 256 MiB at the very worst.
 SMALL_REQUEST = 1024
 
 # Freeing as much can take some milliseconds, and of the largest fifty: they are freed one at a time, and everybody has
@@ -36,9 +36,12 @@ class RequestMemory:
     """The account of one worker; for its event loop.
 
     Args:
-        most: bytes that all requests may take, never less than one of the largest; None for a
-            quarter of the memory, and 2 GiB at most.
+        most: bytes that all requests may take, never less than one of the largest; None for a quarter of the memory,
+            and 2 GiB at most.
         max_frame_size: the bytes of the largest.
+
+    Raises:
+        ValueError: ``most`` can be no limit.
     """
 
     def __init__(self, most: int | None = None, max_frame_size: int = DEFAULT_MAX_MESSAGE_SIZE) -> None:
@@ -47,20 +50,32 @@ class RequestMemory:
         largest = worst_weight(max_frame_size) + 2 * max_frame_size
         self.most = max(_default_most() if most is None else most, largest)
         self.most_of_peer = max(int(self.most * PEER_SHARE), largest)
+        self.half = self.most // 2
+        """Above it requests are looked at, instead of being counted as the worst that they can be."""
         self.held = 0
         self._of_peers: dict[str, int] = {}  # only those that hold something
         self._discarded: deque[tuple[Any, str, int]] = deque()
         self._has_discarded = trio.Event()
+        self._is_freeing = False
 
-    def open(self, peer: str | None) -> HeldMemory:
-        """Return an account for one request; of whom, where that is known."""
-        return HeldMemory(self, peer or "")
+    def open(self, peer: str | None, size: int = 0) -> HeldMemory:
+        """Begin to count one request; of whom, where that is known.
+
+        Args:
+            size: the bytes of its payload, which are taken twice: the body is cut out of it.
+
+        Raises:
+            RequestMemoryExhausted: there is no room for them.
+        """
+        return HeldMemory(self, peer or "", 2 * size)
 
     def complaint(self, peer: str, size: int = 0) -> str | None:
         """Say why so many bytes more would be too much, where they would be."""
         if peer and self._of_peers.get(peer, 0) + size > self.most_of_peer:
-            return f"requests of one caller take more than {self.most_of_peer >> 20} MiB of memory"
-        return "worker is short of memory for requests" if self.held + size > self.most else None
+            return f"requests of one caller would take more than {self.most_of_peer >> 20} MiB of memory"
+        if self.held + size > self.most:
+            return f"requests would take more than {self.most >> 20} MiB of memory"
+        return None
 
     def take(self, peer: str, size: int) -> None:
         """Count so many bytes more, whether or not there is room."""
@@ -70,27 +85,37 @@ class RequestMemory:
     def give_back(self, peer: str, size: int) -> None:
         """Count so many bytes less."""
         self.held -= size
-        left = self._of_peers.get(peer, 0) - size
-        if left > 0:
+        if left := self._of_peers.get(peer, 0) - size:
             self._of_peers[peer] = left
         else:
             self._of_peers.pop(peer, None)
 
     def discard(self, value: Any, peer: str, weight: int) -> None:
-        """Free a large value when its turn comes; it counts until then."""
-        self._discarded.append((value, peer, weight))
-        self._has_discarded.set()
+        """Free a large value when its turn comes, until when it counts; at once where nobody sees to turns."""
+        if self._is_freeing:
+            self._discarded.append((value, peer, weight))
+            self._has_discarded.set()
+        else:
+            self.give_back(peer, weight)
 
     async def free_discarded(self) -> None:
         """Free large values, one in a turn of the loop, until cancelled."""
-        while True:
-            await self._has_discarded.wait()
+        self._is_freeing = True
+        try:
+            while True:
+                await self._has_discarded.wait()
+                while self._discarded:
+                    await trio.lowlevel.checkpoint()
+                    self._free_one()
+                self._has_discarded = trio.Event()
+        finally:
+            self._is_freeing = False
             while self._discarded:
-                await trio.lowlevel.checkpoint()
-                _, peer, weight = self._discarded.popleft()
-                del _
-                self.give_back(peer, weight)
-            self._has_discarded = trio.Event()
+                self._free_one()
+
+    def _free_one(self) -> None:  # which goes with its locals
+        _value, peer, weight = self._discarded.popleft()
+        self.give_back(peer, weight)
 
     async def weigh(self, value: Any, size: int) -> int:
         """Return what a decoded value counts that came in so many bytes.
@@ -98,7 +123,7 @@ class RequestMemory:
         While more than half is free nobody looks: it counts the worst that it can be, which costs nothing to tell.
         """
         worst = worst_weight(size)
-        if self.held + worst <= self.most // 2:
+        if self.held + worst <= self.half:
             return worst
         weight = 0
         for step in weigh_in_steps(value, size):
@@ -109,56 +134,68 @@ class RequestMemory:
 
 
 class HeldMemory:
-    """What one request holds, for its own tasks; released once it has ended."""
+    """What one request holds, for its own tasks; released once it has ended, and nothing is counted after that.
 
-    __slots__ = ("_is_released", "_large", "_memory", "_peer", "held")
+    Raises:
+        RequestMemoryExhausted: there is no room for what it begins with.
+    """
 
-    def __init__(self, memory: RequestMemory, peer: str) -> None:
+    __slots__ = ("_is_released", "_large", "_memory", "_of_payload", "_peer", "held")
+
+    def __init__(self, memory: RequestMemory, peer: str, of_payload: int = 0) -> None:
         self._memory = memory
         self._peer = peer
         self.held = 0
         self._large: list[tuple[Any, int]] = []
         self._is_released = False
+        self._of_payload = of_payload
+        if of_payload:
+            self.take(of_payload)
 
-    def change(self, more: int) -> None:
-        """Hold so many bytes more, or less; after the release of all nothing changes any more.
+    def take(self, size: int) -> None:
+        """Hold so many bytes more.
 
         Raises:
             RequestMemoryExhausted: there is no room, and nothing has changed.
         """
-        if self._is_released:
-            return
-        if more > 0 and (complaint := self._memory.complaint(self._peer, more)) is not None:
+        if not self._is_released and (complaint := self._memory.complaint(self._peer, size)) is not None:
             raise RequestMemoryExhausted(complaint)
-        self.force(more)
+        self.take_anyway(size)
 
-    def force(self, more: int) -> None:
-        """As :meth:`change`, of what is there already: where that is too much, others are refused for it."""
-        if self._is_released:
-            return
-        if more > 0:
-            self._memory.take(self._peer, more)
-        else:
-            self._memory.give_back(self._peer, -more)
-        self.held += more
+    def take_anyway(self, size: int) -> None:
+        """Hold so many bytes more that are there already: where that is too much, others are refused for it."""
+        if not self._is_released:
+            self._memory.take(self._peer, size)
+            self.held += size
 
-    async def weigh(self, value: Any, size: int) -> int:
-        """See :meth:`RequestMemory.weigh`."""
-        return await self._memory.weigh(value, size)
+    def give_back(self, size: int) -> None:
+        """Hold so many bytes less."""
+        if not self._is_released:
+            self._memory.give_back(self._peer, size)
+            self.held -= size
 
-    async def settle(self, request: Any, size: int, weight: int | None) -> None:
-        """Count a request as what has been decoded of it, and its bytes no more, which were counted twice.
+    async def take_value(self, value: Any, size: int, weight: int | None) -> int:
+        """Hold what has been decoded of so many bytes; returns what it counts.
 
         Args:
-            weight: None where nobody has looked yet.
+            weight: where it is known; None where nobody has looked.
 
         Raises:
-            RequestMemoryExhausted: there is no room for it.
+            RequestMemoryExhausted: there is no room, and nothing has changed.
         """
-        if weight is None:
-            weight = await self.weigh(request, size)
-        self.change(weight - 2 * size)
-        self.keep(request, weight)
+        weight = await self._memory.weigh(value, size) if weight is None else max(int(weight), size)
+        self.take(weight)
+        return weight
+
+    async def settle(self, request: Any, size: int, weight: int | None) -> None:
+        """Hold a request as what has been decoded of it, and no longer as its payload; see :meth:`take_value`.
+
+        Does nothing of a payload that was not counted.
+        """
+        if self._of_payload:
+            self.give_back(self._of_payload)
+            self._of_payload = 0
+            self.keep(request, await self.take_value(request, size, weight))
 
     def keep(self, value: Any, weight: int) -> None:
         """Keep a value that is held already until the request has ended, if it is large: it is freed in its turn then.

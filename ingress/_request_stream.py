@@ -15,10 +15,11 @@ import trio
 from attrs import frozen
 
 from ._context import RequestContext
+from ._heavy_work import heavy_work
 from ._request_memory import HeldMemory
 from ._stream_limits import DEFAULT_STREAM_LIMITS, FRAME_BYTES_PER_SECOND, StreamLimits
 from ._text import RateLimitedLogger, quoted
-from .bodies import LARGE_BODY, decode_weighed
+from .bodies import LARGE_BODY, SECONDS_A_BYTE, SMALL_BODY, decode_body
 from .errors import RemoteProtocolError, RequestMemoryExhausted
 from .wire.messages import ControlWord
 from .wire.two_part import MessageKind, TwoPartDecoder, TwoPartMessage
@@ -54,6 +55,8 @@ class RequestInput(Generic[InputT]):
     thread, while the next ones stay unread. A caller whose engine is behind is not read, so a word it sends behind its
     frames waits with them; its response stream is the place for words that hurry.
 
+    Tasks that share one iterator share its account: a frame counts until the next is taken, by whomever.
+
     Where there is no memory for a frame, the engine is told by
     :class:`~ingress.errors.RequestMemoryExhausted` when it has taken those before it.
     """
@@ -71,12 +74,13 @@ class RequestInput(Generic[InputT]):
         self._context = context
         self._decode = decode
         self._memory = memory
+        self._work = heavy_work()
         self._items: deque[_Item[InputT]] = deque()
         self._queued_bytes = 0
         self._taken: _Item[InputT] | None = None
         self._raw = 0
         """Bytes that count as held of what is not decoded yet."""
-        self._is_ended = False
+        self._is_ended = self._is_closed = False
         self._overload = ""
         self._changed = trio.Event()
 
@@ -95,7 +99,7 @@ class RequestInput(Generic[InputT]):
             await self._changed.wait()
         item = self._items.popleft()
         if self._taken is not None:  # as long as it waits, an engine's loop holds the last one
-            self._memory.change(-self._taken.weight)
+            self._memory.give_back(self._taken.weight)
         self._taken = item
         self._queued_bytes -= item.size
         self._wake()
@@ -113,7 +117,9 @@ class RequestInput(Generic[InputT]):
         except trio.BrokenResourceError:
             self._context.kill("caller reset the request stream")
         except RequestMemoryExhausted as exc:
-            _log.log(logging.WARNING, "overload", "request %s: no more of its input: %s", quoted(self._context.id), exc)
+            _log.log(
+                logging.WARNING, "overload", "request %s: no more of its input: %s", quoted(self._context.id), str(exc)
+            )
             self._overload = str(exc)
         except Exception as exc:  # also what a decode function did not mean to raise
             _log.log(
@@ -131,6 +137,7 @@ class RequestInput(Generic[InputT]):
 
     def close(self) -> None:
         """The request has ended: leave what it still holds to be freed."""
+        self._is_closed = True
         if self._taken is not None:
             self._memory.keep(self._taken.value, self._taken.weight)
             self._taken = None
@@ -152,6 +159,7 @@ class RequestInput(Generic[InputT]):
                     self._obey(message)
                     return
                 await self._take(message.body)
+                del message  # or the last of many rests is kept, and no longer counted
                 self._count_raw(decoder.held_bytes)
                 has_taken = True
             self._wake()
@@ -176,19 +184,26 @@ class RequestInput(Generic[InputT]):
     async def _take(self, body: bytes) -> None:
         if len(body) > LARGE_BODY:
             self._wake()  # for what came before it: this one takes its time, in a thread
-        value, weight = await decode_weighed(self._decode, body)
-        if weight is None:
-            weight = await self._memory.weigh(value, len(body))
-        self._memory.change(weight)
+        if len(body) <= SMALL_BODY:  # one takes next to nothing, but there may be many, on many streams
+            self._work.spent += len(body) * SECONDS_A_BYTE
+            await self._work.wait_turn()
+        value, weight = await decode_body(self._decode, body)
+        weight = await self._memory.take_value(value, len(body), weight)
+        if self._is_closed:  # decoded at last, and wanted no more
+            return
         self._items.append(_Item(value, len(body), weight))
         self._queued_bytes += len(body)
 
     def _count_raw(self, size: int) -> None:
         if size <= _READ_SIZE:  # nothing beside what the queue may hold
             size = 0
-        if size != self._raw:
-            self._memory.change(size - self._raw)
-            self._raw = size
+        if size == self._raw:
+            return
+        if size > self._raw:
+            self._memory.take(size - self._raw)
+        else:
+            self._memory.give_back(self._raw - size)
+        self._raw = size
 
     def _obey(self, message: TwoPartMessage) -> None:
         word = ControlWord.decode(message.header) if message.kind is MessageKind.HEADER_ONLY else None

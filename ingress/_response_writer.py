@@ -8,9 +8,12 @@ from typing import Protocol
 
 import trio
 
-from ._request_memory import LARGE_VALUE, HeldMemory
+from ._request_memory import HeldMemory
 from ._stream_limits import DEFAULT_WRITE_STALL_TIMEOUT
 from .errors import PublishError
+
+# What is more than any answer may hold beside one chunk, which is 256 KiB: of 2,048 answers 1 GiB at most.
+_COUNTED = 512 * 1024
 
 # For streams that tell of no progress within a send: small enough that a caller who reads 1 KiB a second is seen to
 # make some within the write-stall timeout.
@@ -136,15 +139,15 @@ class ResponseWriter:
     def _held_memory(self) -> Iterator[None]:
         """Count a large chunk as held by its request while it waits for a slow reader."""
         size = len(self.buffer)
-        if size < LARGE_VALUE or self._open_memory is None:
+        if size < _COUNTED or self._open_memory is None:
             yield
             return
         memory = self._open_memory()
-        memory.force(size)
+        memory.take_anyway(size)
         try:
             yield
         finally:
-            memory.force(-size)
+            memory.give_back(size)
 
     def _fail(self, exc: Exception) -> None:
         if self.failure is None:

@@ -1,4 +1,4 @@
-"""What the streams of a worker may take: seconds and bytes, checked once, at start."""
+"""What the streams that a worker dials may take: seconds and bytes, checked once, at start."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ DEFAULT_CONNECT_TIMEOUT = 5.0
 # What the caller has to take our handshake on a request stream, on which nothing else is written.
 DEFAULT_HANDSHAKE_TIMEOUT = 5.0
 
+# A peer that takes no byte for this long is given up.
 DEFAULT_WRITE_STALL_TIMEOUT = 60.0
 
 # Released workers wait as long for the caller to close first (docs/wire.md §4).
@@ -26,7 +27,7 @@ FRAME_BYTES_PER_SECOND = 64 * 1024
 
 @frozen
 class StreamLimits:
-    """What the answers of a worker may take; see :class:`ingress.Worker`.
+    """The limits of response and request streams; see :class:`ingress.Worker`.
 
     Raises:
         ValueError: a value can be no limit.

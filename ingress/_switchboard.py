@@ -73,7 +73,7 @@ class Switchboard:
         """The handlers by what callers name them, as the records tell."""
         self._life = life
         self._metrics = metrics
-        self._legacy = LegacyTeller(network, streams, shapes, dial_guard, limits)
+        self._legacy = LegacyTeller(network, streams, shapes, dial_guard, admission.request_memory, limits)
         self._wants_tokens = token_guard is not None
         self._log = RateLimitedLogger(logger)
 

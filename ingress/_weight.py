@@ -14,7 +14,7 @@ _OF_BYTE = 128
 # may be (measured: a million short texts, 88 bytes each; 250,000 maps, 232 each).
 _OF_LARGE_BYTE, _OF_MOST_VALUES = 4, 96 * 1024 * 1024
 
-# Of that the bodies of honest callers take less: texts a sixtieth, tokens a tenth.
+# Of that the bodies of honest callers take less: texts a sixtieth, most lists of tokens a tenth.
 _DENSE = 4
 
 # So many values are looked at in one step, which takes half a millisecond.
@@ -29,36 +29,37 @@ def worst_weight(size: int) -> int:
 def weigh_in_steps(value: Any, size: int) -> Iterator[int]:
     """Yield the bytes of memory that a decoded body of ``size`` bytes takes, as far as is known; the last is the whole.
 
-    Texts, numbers, lists and dicts are counted, however they are nested; what objects of other types refer to is not
-    looked into. One that is evidently dense counts the worst that it can be, without a look at the rest.
+    One that is evidently dense counts the worst that it can be, without a look at the rest; and one that holds anything
+    but texts, bytes, numbers, lists and dicts, which may refer to whatever they like.
     """
-    weight, containers = getsizeof(value), [value]
-    worst = worst_weight(size)
-    while containers:
-        items = chain.from_iterable(map(_items_of, containers))
+    weight, worst = 0, worst_weight(size)
+    values: Iterable[Any] = (value,)
+    while True:
         containers = []
-        while some := list(islice(items, _VALUES_A_STEP)):
+        values = iter(values)
+        while some := list(islice(values, _VALUES_A_STEP)):
             kinds = set(map(type, some))
             if kinds <= _NUMBERS:  # the tokens of a prompt, and two thirds faster
                 weight += _OF_NUMBER * len(some)
-            else:
+            elif kinds <= _PLAIN:
                 weight += sum(map(getsizeof, some))
-            if not kinds.isdisjoint(_CONTAINERS):
-                containers += [each for each in some if each and type(each) in _CONTAINERS]
-            if weight * _DENSE > worst:
+            if not kinds <= _PLAIN or weight * _DENSE > worst:
                 yield worst
                 return
+            if not kinds.isdisjoint(_CONTAINERS):
+                containers += [each for each in some if each and type(each) in _CONTAINERS]
             if len(some) == _VALUES_A_STEP:
                 yield weight
-    yield max(weight, size)
+        if not containers:
+            yield max(weight, size)
+            return
+        values = chain.from_iterable(map(_values_of, containers))
 
 
-_CONTAINERS = frozenset({dict, list, tuple})
 _NUMBERS, _OF_NUMBER = frozenset({int, float, bool, type(None)}), 36
+_CONTAINERS = frozenset({dict, list, tuple})
+_PLAIN = _NUMBERS | _CONTAINERS | {str, bytes}
 
 
-def _items_of(container: Any) -> Iterable[Any]:
-    kind = type(container)
-    if kind is dict:
-        return chain(container, container.values())
-    return container if kind in _CONTAINERS else ()
+def _values_of(container: Any) -> Iterable[Any]:
+    return chain(container, container.values()) if type(container) is dict else container

@@ -124,13 +124,13 @@ class Worker:
         """Set when the drain is over; what has not ended :data:`CLOSING_TIME` later is cancelled."""
         # -- who comes in --
         limits = StreamLimits(
-            connect_timeout,
-            handshake_timeout,
-            write_stall_timeout,
-            close_wait,
-            max_response_chunk,
-            frame_timeout,
-            max_frame_size,
+            connect_timeout=connect_timeout,
+            handshake_timeout=handshake_timeout,
+            write_stall_timeout=write_stall_timeout,
+            close_wait=close_wait,
+            max_response_chunk=max_response_chunk,
+            frame_timeout=frame_timeout,
+            max_frame_size=max_frame_size,
         )
         descriptors = StreamDescriptors()
         memory = None if memory_watermark is None else MemoryWatermark(memory_watermark, find_memory_limit())

@@ -53,7 +53,7 @@ class ParsedRequest(Generic[RequestT]):
     control: RequestControlMessage
 
     weight: int | None = None
-    """Bytes of memory that the request takes, where :func:`ingress.bodies.decode_weighed` has told."""
+    """Bytes of memory that the request takes, where :func:`ingress.bodies.decode_body` has told."""
 
 
 class Context(Protocol):

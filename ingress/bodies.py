@@ -8,15 +8,22 @@ from typing import Any, TypeVar
 
 import trio
 
+from ._heavy_work import clock, heavy_work
 from ._weight import weigh_in_steps
+from .abc import ParsedRequest
 from .wire.codec import codec_named
 from .wire.guards import between_steps, end_step
+from .wire.messages import RequestControlMessage
 
 T = TypeVar("T")
 
 # 32 MiB of JSON takes up to 0.7 s to check and decode, no more than 0.2 of it in one piece; a body of this size takes
 # some 5 ms.
 LARGE_BODY = 240 * 1024
+
+# Up to here a body takes 0.4 ms at the worst; larger ones are decoded in turns.
+SMALL_BODY = 4 * 1024
+SECONDS_A_BYTE = 1e-7
 
 # Bodies from here on are decoded one after the other, and in steps between which the event loop has a turn. With the
 # interpreter in the hands of a decoder for most of the time, each system call of the loop was a wait for a step: among
@@ -29,28 +36,33 @@ _limiters: trio.lowlevel.RunVar[tuple[trio.CapacityLimiter, trio.CapacityLimiter
 )
 
 
-async def decode_body(codec_name: str, body: bytes) -> Any:
-    """Decode a request's body; a large one in a thread, while other requests go on.
+async def parse_body(control: RequestControlMessage, body: bytes) -> ParsedRequest[Any]:
+    """Decode a body by the codec that its control message names; a large one in a thread, while other requests go on.
 
     Raises:
         DeserializationError: the body is not what the codec promises, or more than the guards allow.
     """
-    return await run_decoder(codec_named(codec_name).decode, body)
+    request, weight = await decode_body(codec_named(control.codec_name).decode, body)
+    return ParsedRequest(request, control, weight)
 
 
-async def run_decoder(decode: Callable[[bytes], T], body: bytes) -> T:
-    """Call a decode function; for a large body in a thread. Raises what it raises."""
-    return (await decode_weighed(decode, body))[0]
+async def decode_body(decode: Callable[[bytes], T], body: bytes) -> tuple[T, int | None]:
+    """Call a decode function, for a large body in a thread; raises what it raises.
 
-
-async def decode_weighed(decode: Callable[[bytes], T], body: bytes) -> tuple[T, int | None]:
-    """As :func:`run_decoder`; tells how many bytes of memory the result takes, too, for a :class:`ParsedRequest`.
-
-    None of a smaller body, at which nobody has looked. A large one is weighed in its thread, before the next is
-    decoded: what has not been counted yet is never more than one or two of them.
+    Returns:
+        what was decoded, and the bytes of memory that it takes, None of a smaller one, at which nobody has looked. A
+        large one is weighed in its thread, before the next is decoded, so that never more than two are not counted yet.
     """
     if len(body) <= LARGE_BODY:
-        return decode(body), None
+        if len(body) <= SMALL_BODY:
+            return decode(body), None
+        work = heavy_work()
+        await work.wait_turn()
+        began = clock()
+        try:
+            return decode(body), None
+        finally:
+            work.spent += clock() - began
     try:
         limiters = _limiters.get()
     except LookupError:

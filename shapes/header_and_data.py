@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ingress.abc import Dialer, IngressDispatch, ParsedRequest
-from ingress.bodies import decode_weighed
+from ingress.bodies import parse_body
 from ingress.errors import InvalidMessage
-from ingress.wire.codec import codec_named
 from ingress.wire.messages import RequestControlMessage
 from ingress.wire.two_part import MessageKind, body_of, decode_two_part, header_of, header_of_start, kind_of
 
@@ -39,5 +38,4 @@ class HeaderAndData(IngressDispatch[Any]):
         body = body_of(payload)
         if not body:
             raise InvalidMessage("expected a request body, got none")
-        request, weight = await decode_weighed(codec_named(control.codec_name).decode, body)
-        return ParsedRequest(request, control, weight)
+        return await parse_body(control, body)

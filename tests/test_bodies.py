@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import trio
 
-from ingress.bodies import LARGE_BODY, decode_body, run_decoder
+from ingress.bodies import LARGE_BODY, decode_body
 from ingress.errors import DeserializationError
 from ingress.wire import codec as codec_module
 from ingress.wire.codec import codec_named
@@ -20,7 +20,8 @@ from ingress.wire.guards import between_steps, end_step, has_exponent
 async def test_bodies_of_every_size_read_the_same(codec: str) -> None:
     for size in (10, LARGE_BODY + 10):
         value = {"text": "x" * size}
-        assert await decode_body(codec, codec_named(codec).encode(value)) == value
+        decoded, _ = await decode_body(codec_named(codec).decode, codec_named(codec).encode(value))
+        assert decoded == value
 
 
 async def test_c13_large_bodies_leave_the_loop_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,8 +33,8 @@ async def test_c13_large_bodies_leave_the_loop_to_others(monkeypatch: pytest.Mon
             return len(body)
 
     monkeypatch.setitem(codec_module._CODECS, "json", Watched())
-    await decode_body("json", b"x" * LARGE_BODY)
-    await decode_body("json", b"x" * (LARGE_BODY + 1))
+    await decode_body(codec_named("json").decode, b"x" * LARGE_BODY)
+    await decode_body(codec_named("json").decode, b"x" * (LARGE_BODY + 1))
     assert threads[0] == threading.get_ident() != threads[1]
 
 
@@ -57,7 +58,7 @@ async def test_c13_the_loop_has_a_turn_between_the_steps_of_a_huge_body() -> Non
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(neighbour)
-        await run_decoder(decode, HUGE)
+        await decode_body(decode, HUGE)
         nursery.cancel_scope.cancel()
     assert all(before < after for before, after in itertools.pairwise(seen))
 
@@ -91,8 +92,8 @@ async def test_c13_huge_bodies_are_decoded_one_after_the_other_and_keep_no_small
 
     async with trio.open_nursery() as nursery:
         for _ in range(3):
-            nursery.start_soon(run_decoder, decode_huge, HUGE)
-        await run_decoder(lambda body: may_end.set(), b"x" * (LARGE_BODY + 1))
+            nursery.start_soon(decode_body, decode_huge, HUGE)
+        await decode_body(lambda body: may_end.set(), b"x" * (LARGE_BODY + 1))
     assert (running, most) == (0, 1)
 
 
@@ -108,7 +109,7 @@ async def test_a_huge_body_whose_loop_has_ended_is_decoded_to_its_end() -> None:
     async def leave() -> None:
         with trio.move_on_after(30) as scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(run_decoder, decode, HUGE)
+                nursery.start_soon(decode_body, decode, HUGE)
                 await trio.to_thread.run_sync(begun.wait)
                 scope.cancel()
 
@@ -119,12 +120,12 @@ async def test_a_huge_body_whose_loop_has_ended_is_decoded_to_its_end() -> None:
 
 async def test_a_large_body_that_is_refused_says_why() -> None:
     with pytest.raises(DeserializationError, match="more than 1000000 values"):
-        await decode_body("json", b"[" + b"[]," * 1_000_000 + b"1]")
+        await decode_body(codec_named("json").decode, b"[" + b"[]," * 1_000_000 + b"1]")
 
 
 async def test_a_caller_that_has_gone_waits_for_no_decoder() -> None:
     with trio.move_on_after(0) as scope:
-        await decode_body("json", msgspec.json.encode(["x" * LARGE_BODY]))
+        await decode_body(codec_named("json").decode, msgspec.json.encode(["x" * LARGE_BODY]))
     assert scope.cancelled_caught
 
 

@@ -18,6 +18,7 @@ from ingress._dial_policy import DialPolicy
 from ingress._dialback import DialBack
 from ingress._dialled import DialledStreams
 from ingress._network import TcpListener, TcpNetwork
+from ingress._request_memory import RequestMemory
 from ingress._serve import make_worker
 from ingress._stream_limits import StreamLimits
 from ingress.cli._worker_options import WorkerOptions
@@ -163,7 +164,13 @@ async def test_a_caller_that_takes_no_handshake_of_a_request_stream_is_given_up(
     guard = DialGuard(DialPolicy("any"))
     async with await network.open_listener("127.0.0.1", 5000):
         async with DialBack(
-            network, DialledStreams(), context, guard, "127.0.0.1", StreamLimits(handshake_timeout=2.5)
+            network,
+            DialledStreams(),
+            context,
+            guard,
+            "127.0.0.1",
+            lambda: RequestMemory().open(None),
+            StreamLimits(handshake_timeout=2.5),
         ) as dial_back:
             with pytest.raises(ResponseStreamError, match="took no handshake"):
                 await dial_back.open_request_stream(address, bytes)

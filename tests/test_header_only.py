@@ -26,6 +26,7 @@ from ingress._dial_policy import DialPolicy
 from ingress._dialback import DialBack
 from ingress._dialled import DialledStreams
 from ingress._engine import make_engine
+from ingress._request_memory import HeldMemory, RequestMemory
 from ingress.errors import (
     DeserializationError,
     InvalidMessage,
@@ -43,6 +44,7 @@ from shapes import HeaderAndData, HeaderOnly
 
 from .raw_caller import RawCaller, RawConnection, RawResponse, open_raw_caller
 from .test_bidirectional_captures import Socket, samples
+from .test_request_memory import watch_discarded
 
 SENTINEL = encode_two_part(ControlWord.SENTINEL.encode())
 STOP = encode_two_part(ControlWord.STOP.encode())
@@ -444,7 +446,7 @@ async def test_l08_input_for_which_there_is_no_memory_is_told_on_the_response_st
         assert await call.requests.rest() == []  # nobody reads it any more
         go_on.set()
         said = b"".join(await call.responses.rest())
-        assert b"requests of one caller take more than 1 MiB of memory" in said
+        assert b"requests of one caller would take more than 1 MiB of memory" in said
         assert said.endswith(FINAL + SENTINEL)
         await call.responses.stream.aclose()
         await wait_all_tasks_blocked()
@@ -453,6 +455,67 @@ async def test_l08_input_for_which_there_is_no_memory_is_told_on_the_response_st
         await again.requests.send(dense)
         assert await again.responses.next_frame() == PROLOGUE
         assert await again.responses.next_frame() == chunk(2400)
+
+
+async def test_l08_input_that_finds_no_memory_is_no_failure_of_the_engine() -> None:
+    go_on = trio.Event()
+
+    @ingress.bidirectional
+    async def late(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        await go_on.wait()
+        async for request in requests:
+            yield len(request)
+
+    dense = frame([{} for _ in range(2400)])
+    async with open_stage(late, max_frame_size=10_000, max_request_memory=1) as stage:
+        call = await stage.open()
+        await call.requests.send(dense * 9)
+        assert await call.requests.rest() == []
+        go_on.set()
+        assert b"would take more than 1 MiB" in b"".join(await call.responses.rest())
+        await call.responses.stream.aclose()
+        await wait_all_tasks_blocked()
+        assert stage.counted_ends() == {}
+        assert stage.worker.admission.request_memory.held == 0
+
+
+async def test_l08_large_frames_of_a_caller_that_leaves_are_freed_in_their_turn() -> None:
+    @ingress.bidirectional
+    async def slow(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for request in requests:
+            yield len(request)
+            await trio.sleep_forever()
+
+    async with open_stage(slow) as stage:
+        memory = stage.worker.admission.request_memory
+        discarded = watch_discarded(memory)
+        call = await stage.open()
+        await call.requests.send(frame("x" * 50_000) * 3)
+        assert await call.responses.next_frame() == PROLOGUE
+        assert await call.responses.next_frame() == chunk(50_000)
+        await wait_all_tasks_blocked()
+        held = memory.held
+        await call.responses.stream.aclose()
+        await wait_all_tasks_blocked()
+        assert discarded == [held // 3] * 3
+        assert memory.held == 0
+
+
+async def test_l08_a_push_too_small_to_count_takes_nothing_back_for_its_conversation() -> None:
+    async with open_stage(echo) as stage:
+        memory = stage.worker.admission.request_memory
+        others = memory.open("127.0.0.9")
+        others.take(memory.half - 10_000)
+        calls = [await stage.open() for _ in range(3)]
+        assert [await call.responses.next_frame() for call in calls] == [PROLOGUE] * 3
+        assert memory.held == memory.half - 10_000
+        await calls[0].requests.send(frame("x" * 1000))
+        assert await calls[0].responses.next_frame() == chunk("x" * 1000)
+        assert memory.held > memory.half - 10_000
+        for call in calls:
+            await call.responses.stream.aclose()
+        await wait_all_tasks_blocked()
+        assert memory._of_peers == {"127.0.0.9": memory.half - 10_000}
 
 
 async def test_a_conversation_is_handshakes_prologue_chunks_final_sentinel() -> None:
@@ -834,13 +897,19 @@ async def test_a_third_partys_decode_function_that_fails_ends_its_request_and_no
     async with await network.open_listener(HOST, 5000) as listener, trio.open_nursery() as nursery:
         await nursery.start(streams.serve)
         with trio.fail_after(5):
-            async with DialBack(network, streams, context, DialGuard(DialPolicy("any")), HOST) as dial_back:
+            async with DialBack(
+                network, streams, context, DialGuard(DialPolicy("any")), HOST, open_memory
+            ) as dial_back:
                 await dial_back.open_request_stream(request_stream(), decode)
                 caller = await listener.accept()
                 await caller.send_all(frame(1))
                 await wait_all_tasks_blocked()
                 assert context.is_killed
         nursery.cancel_scope.cancel()
+
+
+def open_memory() -> HeldMemory:
+    return RequestMemory().open(HOST)
 
 
 def request_stream() -> StreamAddress:
@@ -852,7 +921,7 @@ async def test_a_refused_request_stream_raises_before_anything_is_dialled() -> N
     context = RequestContext(request_id="r", endpoint=EndpointId("a", "b", "c"), metadata={}, headers={})
 
     guard = DialGuard(DialPolicy("cidr", allow=["10.0.0.0/8"]))
-    async with DialBack(network, DialledStreams(), context, guard, HOST) as dial_back:
+    async with DialBack(network, DialledStreams(), context, guard, HOST, open_memory) as dial_back:
         with pytest.raises(ResponseStreamError, match="lies in none of dial_allow"):
             await dial_back.open_request_stream(request_stream(), bytes)
     assert network.connects == []

@@ -20,6 +20,7 @@ TABLE: tuple[tuple[str, ...], ...] = (
     ("errors", "_checks", "_descriptors", "_life", "_version"),
     (
         "_bucket_counts",
+        "_heavy_work",
         "_log_repeats",
         "_log_writer",
         "_memory_watermark",
@@ -31,8 +32,8 @@ TABLE: tuple[tuple[str, ...], ...] = (
         "wire",
     ),
     ("_request_memory", "_rotation", "_stream_limits", "handover"),
-    ("_logging", "_response_writer", "_threads", "_tracing", "abc", "bodies", "_collectors", "_failures"),
-    ("_context", "_dialled", "_request_log", "otel", "tls"),
+    ("_logging", "_response_writer", "_threads", "_tracing", "abc", "_collectors", "_failures"),
+    ("_context", "_dialled", "bodies", "_request_log", "otel", "tls"),
     ("_open_doors", "_token"),
     ("metrics",),
     (

@@ -14,7 +14,7 @@ from ingress._admission import Admission
 from ingress._request_memory import LARGE_VALUE, SMALL_REQUEST, RequestMemory
 from ingress._weight import worst_weight
 from ingress.abc import AdmissionPolicy, Arrival, Load
-from ingress.errors import Overloaded, RequestMemoryExhausted
+from ingress.errors import IngressError, Overloaded, RequestMemoryExhausted
 from ingress.wire.codec import codec_named
 
 from .raw_caller import Stage, open_stage, slow_network
@@ -22,7 +22,7 @@ from .raw_caller import Stage, open_stage, slow_network
 MIB = 1 << 20
 FRAME = 10_000
 LARGEST = worst_weight(FRAME) + 2 * FRAME
-OF_ONE = f"requests of one caller take more than {LARGEST >> 20} MiB of memory"
+OF_ONE = f"requests of one caller would take more than {LARGEST >> 20} MiB of memory"
 
 
 def memory_of(most: int) -> RequestMemory:
@@ -35,12 +35,12 @@ def memory_of(most: int) -> RequestMemory:
 def test_l08_all_requests_have_one_budget_and_give_it_back() -> None:
     memory = memory_of(1000)
     first, second = memory.open("a"), memory.open("b")
-    first.change(600)
-    with pytest.raises(RequestMemoryExhausted, match="worker is short of memory for requests"):
-        second.change(401)
-    second.change(400)
-    first.change(-100)
-    second.change(100)
+    first.take(600)
+    with pytest.raises(RequestMemoryExhausted, match="requests would take more than 0 MiB of memory"):
+        second.take(401)
+    second.take(400)
+    first.give_back(100)
+    second.take(100)
     assert memory.held == 1000
     first.release()
     second.release()
@@ -51,22 +51,22 @@ def test_l08_all_requests_have_one_budget_and_give_it_back() -> None:
 def test_l08_one_caller_leaves_the_others_a_quarter() -> None:
     memory = memory_of(1000 * MIB)
     held = [memory.open("a") for _ in range(2)]
-    held[0].change(700 * MIB)
-    with pytest.raises(RequestMemoryExhausted, match="requests of one caller take more than 750 MiB of memory"):
-        held[1].change(51 * MIB)
-    memory.open("b").change(300 * MIB)
+    held[0].take(700 * MIB)
+    with pytest.raises(RequestMemoryExhausted, match="requests of one caller would take more than 750 MiB of memory"):
+        held[1].take(51 * MIB)
+    memory.open("b").take(300 * MIB)
     held[0].release()
-    memory.open(None).change(700 * MIB)  # whose address is unknown shares no limit
+    memory.open(None).take(700 * MIB)  # whose address is unknown shares no limit
     assert memory.held == memory.most
 
 
 def test_a_release_is_for_good() -> None:
     memory = memory_of(1000)
     held = memory.open("a")
-    held.change(500)
+    held.take(500)
     held.release()
-    held.change(-500)
-    held.change(500)  # a reader that is being cancelled
+    held.give_back(500)
+    held.take(500)  # a reader that is being cancelled
     held.release()
     assert memory.held == held.held == 0
 
@@ -74,7 +74,7 @@ def test_a_release_is_for_good() -> None:
 def test_one_of_the_largest_requests_always_fits() -> None:
     memory = RequestMemory(1, FRAME)
     held = memory.open("a")
-    held.change(LARGEST)
+    held.take(LARGEST)
     held.release()
     assert memory.held == 0
 
@@ -91,7 +91,7 @@ async def test_nobody_looks_at_a_request_while_there_is_room_and_a_text_counts_i
     memory = memory_of(1 << 20)
     text = "x" * 2000
     assert await memory.weigh(text, 2000) == worst_weight(2000)
-    memory.open("a").change(1 << 19)
+    memory.open("a").take(1 << 19)
     assert 2000 <= await memory.weigh(text, 2000) < 2100
 
 
@@ -141,17 +141,70 @@ async def test_large_values_of_requests_that_end_together_are_freed_one_a_turn_a
         await wait_all_tasks_blocked()
         requests = [memory.open("a") for _ in range(5)]
         for held in requests:
-            held.change(LARGE_VALUE + 10)
+            held.take(LARGE_VALUE + 10)
             held.keep(Large(freed, turns), LARGE_VALUE)
             held.keep(object(), 10)  # too small to wait for its turn
         for held in requests:
             held.release()
         assert (freed, memory.held) == ([], 5 * LARGE_VALUE)
         await wait_all_tasks_blocked()
+        assert len(freed) == len(set(freed)) == 5, "two in one turn"
         nursery.cancel_scope.cancel()
-    assert len(freed) == len(set(freed)) == 5, "two in one turn"
     assert memory.held == 0
     assert not memory._of_peers
+
+
+async def test_what_waits_to_be_freed_is_freed_with_the_worker_and_at_once_after_it() -> None:
+    memory = memory_of(1 << 30)
+    freed: list[int] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(memory.free_discarded)
+        await wait_all_tasks_blocked()
+        for _ in range(3):
+            held = memory.open("a")
+            held.take(LARGE_VALUE)
+            held.keep(Large(freed, Turns()), LARGE_VALUE)
+            held.release()
+        nursery.cancel_scope.cancel()
+    assert (len(freed), memory.held) == (3, 0)
+    late = memory.open("a")
+    late.take(LARGE_VALUE)
+    late.keep(Large(freed, Turns()), LARGE_VALUE)
+    late.release()
+    assert (len(freed), memory.held) == (4, 0)
+    assert not memory._of_peers
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_a_value_that_fails_while_it_is_freed_holds_up_no_other() -> None:
+    class Failing(Large):
+        def __del__(self) -> None:
+            super().__del__()
+            raise RuntimeError("not this one")
+
+    memory, freed = memory_of(1 << 30), list[int]()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(memory.free_discarded)
+        await wait_all_tasks_blocked()
+        for kind in (Failing, Large):
+            held = memory.open("a")
+            held.take(LARGE_VALUE)
+            held.keep(kind(freed, Turns()), LARGE_VALUE)
+            held.release()
+        await wait_all_tasks_blocked()
+        assert (len(freed), memory.held) == (2, 0)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("weight", [-(10**9), 0, 5.5])
+async def test_a_shape_that_tells_nonsense_of_a_weight_counts_its_bytes(weight: Any) -> None:
+    memory = memory_of(1 << 20)
+    held = memory.open("a", 500)
+    assert memory.held == 1000
+    await held.settle("x", 500, weight)
+    assert memory.held == held.held == 500
+    held.release()
+    assert memory.held == 0
 
 
 # -- admission -------------------------------------------------------------------------------------------------------
@@ -172,17 +225,18 @@ def test_l08_a_request_is_held_twice_from_its_admission_and_small_ones_are_not_c
     assert (admission.running, admission.request_memory.held) == (0, 0)
 
 
-def test_what_a_policy_refuses_holds_no_memory() -> None:
+@pytest.mark.parametrize("error", [Overloaded("closed"), ValueError("a bug"), KeyboardInterrupt()])
+def test_what_a_policy_refuses_holds_no_memory(error: BaseException) -> None:
     class Closed(AdmissionPolicy):
         def admit(self, arrival: Arrival, load: Load) -> None:
-            raise Overloaded("closed")
+            raise error
 
         def release(self, arrival: Arrival) -> None:
             raise AssertionError("nothing was admitted")
 
     admission = Admission(policy=Closed(), request_memory=memory_of(10_000))
     arrival: Any = object()
-    with pytest.raises(Overloaded, match="closed"):
+    with pytest.raises((IngressError, KeyboardInterrupt)):
         admission.admit(arrival, peer="a", size=3000)
     assert admission.request_memory.held == 0
 
@@ -243,8 +297,11 @@ async def test_l08_a_request_for_whose_bytes_there_is_no_room_is_refused_in_its_
     async with open_stage(hold, **small) as stage:
         memory = stage.worker.admission.request_memory
         stranger = memory.open("127.0.0.9")
-        stranger.change(memory.most - 10_000)
-        assert await stage.ask(dense_payload(stage)) == "Server overloaded: worker is short of memory for requests"
+        stranger.take(memory.most - 10_000)
+        assert (
+            await stage.ask(dense_payload(stage))
+            == f"Server overloaded: requests would take more than {LARGEST >> 20} MiB of memory"
+        )
         assert stage.outcomes() == {("refused", "overloaded"): 1}
         stranger.release()
         assert await stage.ask(dense_payload(stage)) == ""
@@ -278,5 +335,57 @@ async def test_l08_a_large_chunk_that_nobody_takes_counts_and_those_who_come_mea
         await stage.assert_alive("little")
 
 
-def test_the_payload_of_these_tests_is_dense() -> None:
-    assert len(codec_named("msgpack").encode([{} for _ in range(7000)])) == 7003
+async def test_l08_a_chunk_that_was_taken_counts_no_more_while_the_answer_goes_on() -> None:
+    async def engine(request: Any) -> AsyncIterator[Any]:
+        yield "x" * LARGE_VALUE
+        await go_on.wait()
+
+    global go_on
+    go_on = trio.Event()
+    async with open_stage(engine, network=slow_network()) as stage:
+        memory = stage.worker.admission.request_memory
+        slow = await stage.call("much")
+        await wait_all_tasks_blocked()
+        assert memory.held > LARGE_VALUE
+        await slow.read_items(1)
+        await wait_all_tasks_blocked()
+        assert memory.held == 0
+        go_on.set()
+        assert (await slow.read_to_sentinel()).is_whole
+        await slow.aclose()
+
+
+async def test_l08_a_large_request_is_weighed_in_its_thread_and_freed_in_its_turn() -> None:
+    """Above 240 KB, and of texts that nobody would take for dense."""
+    global go_on
+    go_on = trio.Event()
+    body = {"texts": ["a text of forty letters, all of them plain"] * 120_000}
+    async with open_stage(hold) as stage:
+        memory = stage.worker.admission.request_memory
+        discarded = watch_discarded(memory)
+        with trio.fail_after(60):
+            call = await stage.call(body)
+            await call.read_items(1)
+            kept = memory.held
+            assert LARGE_VALUE < kept < 4 * len(codec_named("json").encode(body)) < worst_weight(5_000_000)
+            go_on.set()
+            assert (await call.read_to_sentinel()).is_whole
+            await call.aclose()
+            await wait_all_tasks_blocked()
+            assert discarded == [kept]
+            assert memory.held == 0
+
+
+def watch_discarded(memory: RequestMemory) -> list[int]:
+    """Return what large values weigh that wait for their turn to be freed, as they come."""
+    discarded: list[int] = []
+    discard = memory.discard
+
+    def watch(value: object, peer: str, weight: int) -> None:
+        held = memory.held
+        discard(value, peer, weight)
+        assert memory.held == held, "freed at once"
+        discarded.append(weight)
+
+    memory.discard = watch  # type: ignore[method-assign]
+    return discarded

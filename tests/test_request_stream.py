@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -249,6 +250,53 @@ async def test_l08_a_frame_counts_until_the_engine_has_the_next() -> None:
         assert memory.held == 0
 
 
+async def test_l08_a_large_frame_counts_once_it_is_decoded_as_what_it_is_and_nothing_keeps_its_bytes() -> None:
+    bodies: list[bytes] = []
+
+    def decode(body: bytes) -> Any:
+        bodies.append(body)
+        return "decoded"
+
+    memory = RequestMemory(1 << 30)
+    with trio.fail_after(60):
+        async with open_conversation(is_taking=False, memory=memory, decode=decode) as conversation:
+            await conversation.caller.send_all(frame("x" * 1_000_000))
+            while memory.held != 1_000_002:
+                await trio.sleep(0.001)
+            await wait_all_tasks_blocked()
+            assert memory.held == 1_000_002
+            body = bodies.pop()
+            references = sys.getrefcount(body)
+            assert references == 2, "not only this test's"
+
+
+async def test_l08_what_waits_in_the_queue_of_a_request_that_has_ended_is_freed_in_its_turn() -> None:
+    memory = RequestMemory(1 << 30)
+    async with open_conversation(is_taking=False, memory=memory) as conversation, trio.open_nursery() as nursery:
+        nursery.start_soon(memory.free_discarded)
+        for _ in range(3):
+            await conversation.caller.send_all(frame("x" * 50_000))
+        await wait_all_tasks_blocked()
+        await anext(conversation.requests)
+        weight = worst_weight(50_002)
+        assert memory.held == 3 * weight
+        conversation.close()
+        assert memory.held == 3 * weight
+        await wait_all_tasks_blocked()
+        assert memory.held == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_a_stopped_engine_is_not_given_is_no_overload_either() -> None:
+    memory = RequestMemory(1, 1000)
+    async with open_conversation(is_taking=False, memory=memory, stop_grace=5) as conversation:
+        for _ in range(2):
+            await conversation.caller.send_all(frame([{} for _ in range(1000)]))
+        await wait_all_tasks_blocked()
+        conversation.context.stop()
+        assert [request async for request in conversation.requests] == []
+
+
 async def test_l08_the_engine_gets_what_came_before_the_frame_for_which_there_is_no_memory() -> None:
     memory = RequestMemory(1, 1000)
     async with open_conversation(is_taking=False, memory=memory) as conversation:
@@ -256,7 +304,7 @@ async def test_l08_the_engine_gets_what_came_before_the_frame_for_which_there_is
             await conversation.caller.send_all(frame([{} for _ in range(1000)]))
         await wait_all_tasks_blocked()
         assert len(await anext(conversation.requests)) == 1000
-        with pytest.raises(RequestMemoryExhausted, match="requests of one caller take more than 0 MiB of memory"):
+        with pytest.raises(RequestMemoryExhausted, match="requests of one caller would take more than 0 MiB of memory"):
             await anext(conversation.requests)
         with pytest.raises(RequestMemoryExhausted):
             await anext(conversation.requests)
@@ -270,7 +318,7 @@ async def test_l08_bytes_of_a_frame_count_as_they_arrive_and_no_more_is_read_tha
     others = memory.open("127.0.0.9")
     caller, worker = trio.testing.lockstep_stream_pair()
     async with open_conversation((caller, worker), is_taking=False, memory=memory) as conversation:
-        others.change(memory.most - 50_000)
+        others.take(memory.most - 50_000)
         await caller.send_all(PREFIX.pack(0, 200_000, 0) + b"x" * 40_000)
         await wait_all_tasks_blocked()
         assert memory.most - 50_000 + 32_000 < memory.held <= memory.most
@@ -278,7 +326,7 @@ async def test_l08_bytes_of_a_frame_count_as_they_arrive_and_no_more_is_read_tha
             await caller.send_all(b"x" * 160_000)
         await wait_all_tasks_blocked()
         assert memory.held == memory.most - 50_000
-        with pytest.raises(RequestMemoryExhausted, match="worker is short of memory for requests"):
+        with pytest.raises(RequestMemoryExhausted, match="requests would take more than 0 MiB of memory"):
             await anext(conversation.requests)
 
 

@@ -98,8 +98,10 @@ def test_a_long_list_is_looked_at_in_steps_and_a_dense_one_only_as_far_as_needed
     assert len(steps) < 200_000 / 4096 / 2
 
 
-def test_an_object_of_a_shapes_own_counts_its_bytes_at_least() -> None:
+@pytest.mark.parametrize("wrap", [lambda own: own, lambda own: {"inner": [own]}])
+def test_an_object_of_a_shapes_own_counts_the_worst(wrap: Callable[[object], object]) -> None:
     class Request:
-        __slots__ = ()
+        def __sizeof__(self) -> int:
+            raise RuntimeError("asked an object for its size")
 
-    assert weigh(Request(), 5000) == 5000
+    assert weigh(wrap(Request()), 5000) == worst_weight(5000)

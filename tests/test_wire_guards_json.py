@@ -76,20 +76,20 @@ def test_c08_many_siblings_are_no_nesting() -> None:
 def test_c13_32_mib_of_empty_arrays_are_refused_before_they_are_decoded() -> None:
     body = b"[" + b"[]," * (32 * MIB // 3) + b"[]]"
     with measured() as cost:
-        assert json_refuses(body) == "request too large: more than 1000000 values"
+        assert json_refuses(body) == "body too large: more than 1000000 values"
     assert cost.peak < 4 * len(body)
 
 
 def test_c13_a_million_values_pass_and_one_more_does_not() -> None:
     body = b"[" + b"1," * (MAX_BODY_NODES - 3) + b"1]"
     assert len(JSON.decode(body)) == MAX_BODY_NODES - 2
-    assert json_refuses(body[:-1] + b",1]") == "request too large: more than 1000000 values"
+    assert json_refuses(body[:-1] + b",1]") == "body too large: more than 1000000 values"
 
 
 def test_c13_beside_commas_inside_strings_the_limit_is_the_same() -> None:
     body = b'[",[:,1e1,00000000000000000000"' + b",1" * (MAX_BODY_NODES - 3) + b"]"
     assert len(JSON.decode(body)) == MAX_BODY_NODES - 2
-    assert json_refuses(body[:-1] + b",1]") == "request too large: more than 1000000 values"
+    assert json_refuses(body[:-1] + b",1]") == "body too large: more than 1000000 values"
 
 
 def many(unit: bytes, count: int) -> bytes:
@@ -111,7 +111,7 @@ HEAVY = {
 
 @pytest.mark.parametrize("name", HEAVY)
 def test_c09_c13_c14_what_is_dear_to_decode_counts_for_more_than_one_value(name: str) -> None:
-    assert json_refuses(HEAVY[name]) == "request too large: more than 1000000 values"
+    assert json_refuses(HEAVY[name]) == "body too large: more than 1000000 values"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from ingress.wire.guards import MAX_NUMBER_KEYS, check_msgpack_keys
 
 MSGPACK = codec_named("msgpack")
 
-REFUSAL = "request too large: more than 8192 keys that are no text"
+REFUSAL = "body too large: more than 8192 keys that are no text"
 
 
 def refusal(body: bytes) -> str:

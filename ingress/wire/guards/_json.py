@@ -67,7 +67,7 @@ def _check_structure(body: bytes, opened: int, weight: int, max_depth: int) -> N
         weight += _weigh_numbers(signs, commas)
         end_step()
         if weight > MAX_BODY_NODES:
-            raise DeserializationError(f"request too large: more than {MAX_BODY_NODES} values")
+            raise DeserializationError(f"body too large: more than {MAX_BODY_NODES} values")
     if opened > max_depth and _depth(structure) > max_depth:
         raise DeserializationError(f"request too deeply nested: more than {max_depth} levels")
 
@@ -122,7 +122,7 @@ def _outside_strings(body: bytes, counted: int) -> bytes:
     end_step()
     if text.count(b'"') > min(4 * counted, 2 * MAX_BODY_NODES) + 2:
         # Between two values stands a comma or a bracket, and a value has at most a key and itself as strings.
-        raise DeserializationError("request too large or no JSON: more strings than places for them")
+        raise DeserializationError("body too large or no JSON: more strings than places for them")
     pieces = text.split(b'"')[::2]
     end_step()
     return b"".join(pieces)

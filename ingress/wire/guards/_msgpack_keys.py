@@ -32,7 +32,7 @@ def check_msgpack_keys(body: bytes, *, max_keys: int = MAX_NUMBER_KEYS) -> None:
             if first == 0xDE or first == 0xDF:
                 position, left = _count_keys(body, position, left)
                 if left < 0:
-                    raise DeserializationError(f"request too large: more than {max_keys} keys that are no text")
+                    raise DeserializationError(f"body too large: more than {max_keys} keys that are no text")
             elif first in LONG:
                 position = end_of_long(body, position)
             else:

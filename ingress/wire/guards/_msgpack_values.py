@@ -43,7 +43,7 @@ def check_msgpack_size(body: bytes, *, max_nodes: int = MAX_BODY_NODES) -> None:
                 start = position + 1
                 position = start + width + extra + int.from_bytes(body[start : start + width])
             if nodes > max_nodes:
-                raise DeserializationError(f"request too large: more than {max_nodes} values")
+                raise DeserializationError(f"body too large: more than {max_nodes} values")
     except IndexError:
         return  # the body ends within a length, and the decoder will say so
 

@@ -1,0 +1,180 @@
+"""Of heavy work little is done in one pass of the event loop, however many tasks have some at once."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from ingress import _pump, bodies
+from ingress._heavy_work import MAX_SECONDS_A_PASS, HeavyWork, heavy_work
+from ingress._pump import LARGE_CHUNK
+from ingress.bodies import LARGE_BODY, SMALL_BODY, decode_body
+
+from .test_pump import open_pump
+from .test_request_stream import SENTINEL, frame, open_conversation
+
+
+class Passes(trio.abc.Instrument):
+    """Counts the passes of the event loop."""
+
+    count = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.count += 1
+
+
+@asynccontextmanager
+async def counted_passes() -> AsyncIterator[Passes]:
+    passes = Passes()
+    trio.lowlevel.add_instrument(passes)
+    try:
+        yield passes
+    finally:
+        trio.lowlevel.remove_instrument(passes)
+
+
+def a_slow_clock() -> Callable[[], float]:
+    """A clock by which whatever lies between two looks takes longer than a pass may."""
+    seconds = itertools.count(0.0, 2 * MAX_SECONDS_A_PASS)
+    return lambda: next(seconds)
+
+
+async def test_of_tasks_with_heavy_work_one_works_in_a_pass_in_order_and_others_run_between() -> None:
+    work = HeavyWork()
+    worked: list[tuple[int, int]] = []
+
+    async def do_heavy_work(number: int) -> None:
+        await work.wait_turn()
+        worked.append((passes.count, number))
+        work.spent += 2 * MAX_SECONDS_A_PASS
+
+    async with counted_passes() as passes, trio.open_nursery() as nursery:
+        work.spent = 1.0  # or the first two would come in one pass
+        for number in range(10):
+            nursery.start_soon(do_heavy_work, number)
+            await trio.lowlevel.checkpoint()
+    assert [number for _, number in worked] == list(range(10))
+    assert len({count for count, _ in worked}) == 10
+
+
+async def test_little_work_waits_for_no_pass() -> None:
+    work = HeavyWork()
+    async with counted_passes() as passes:
+        for _ in range(100):
+            await work.wait_turn()
+            work.spent += MAX_SECONDS_A_PASS / 200
+        assert passes.count == 0
+
+
+async def test_who_gives_up_waiting_keeps_nobody_else_from_a_turn() -> None:
+    work = HeavyWork()
+    work.spent = 1.0
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(work.wait_turn)
+        nursery.cancel_scope.cancel()
+    with trio.fail_after(5):
+        await work.wait_turn()
+
+
+async def test_a_run_has_one_account() -> None:
+    assert heavy_work() is heavy_work()
+
+
+@pytest.mark.parametrize("size", [SMALL_BODY + 1, LARGE_BODY])
+async def test_c13_bodies_that_are_whole_in_the_same_moment_are_decoded_one_a_pass(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four hundred of 200 KB, of empty maps, had kept the loop for 18 s and taken 5.7 GB."""
+    monkeypatch.setattr(bodies, "clock", a_slow_clock())
+    decoded: list[int] = []
+
+    def decode(body: bytes) -> None:
+        decoded.append(passes.count)
+
+    async with counted_passes() as passes, trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(decode_body, decode, bytes(size))
+    assert len(set(decoded)) == len(decoded) == 20
+
+
+async def test_c13_a_body_that_cannot_be_decoded_has_taken_its_time_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "clock", a_slow_clock())
+
+    def decode(body: bytes) -> None:
+        raise ValueError("no body")
+
+    before = heavy_work().spent
+    with pytest.raises(ValueError, match="no body"):
+        await decode_body(decode, bytes(SMALL_BODY + 1))
+    assert heavy_work().spent > before + MAX_SECONDS_A_PASS
+
+
+async def test_c13_small_frames_of_many_request_streams_count_together() -> None:
+    async with counted_passes() as passes:
+        taken: list[int] = []
+
+        def decode(body: bytes) -> Any:
+            taken.append(passes.count)
+            return len(body)
+
+        async with open_conversation(decode=decode) as first, open_conversation(decode=decode) as second:
+            for conversation in (first, second):
+                await conversation.caller.send_all(frame("x" * 4000) * 60 + SENTINEL)
+            await wait_all_tasks_blocked()
+            assert first.end == second.end == "ended"
+    assert len(taken) == 120
+    # 4 KB count for 0.4 ms, so that some 25 are what a pass may take.
+    assert max(taken.count(each) for each in set(taken)) <= 30
+
+
+async def test_d07_large_chunks_that_engines_yield_in_the_same_moment_are_encoded_one_a_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three hundred of 30 MB had kept the loop for 48 s."""
+    seconds = a_slow_clock()
+    looked_at: list[int] = []
+
+    def clock() -> float:
+        looked_at.append(passes.count)
+        return seconds()
+
+    monkeypatch.setattr(_pump, "clock", clock)
+    go = trio.Event()
+
+    async def engine() -> AsyncIterator[Any]:
+        await go.wait()
+        for _ in range(3):
+            yield {"text": "x" * (LARGE_CHUNK + 1)}
+
+    async def run() -> None:
+        async with open_pump() as pump:
+            await pump.run(engine())
+            assert len(pump.socket.said.items) == 3
+
+    async with counted_passes() as passes, trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(run)
+        await wait_all_tasks_blocked()
+        go.set()
+    # Before and after each.
+    assert sorted(Counter(looked_at).values()) == [2] * 30
+
+
+async def test_small_chunks_wait_for_no_turn() -> None:
+    heavy_work().spent = 1.0
+
+    async def engine() -> AsyncIterator[Any]:
+        for _ in range(3):
+            yield {"text": "x" * 100}
+
+    async with open_pump() as pump:
+        await pump.run(engine())
+    assert heavy_work().spent == 1.0
