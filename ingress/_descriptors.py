@@ -15,10 +15,10 @@ from attrs import frozen
 # or scan every descriptor they could have.
 ENOUGH_DESCRIPTORS = 65_536
 
-# For the standard streams, listeners, the event loop's own, records, logs; and where there are enough, for the 128
-# connections that the status server takes.
+# For the standard streams, listeners, the event loop's own, records, logs, and the fewest connections that a status
+# server has; and where there are enough, for the most that it takes.
 RESERVED_DESCRIPTORS = 64
-_RESERVED_FOR_STATUS = 128
+_LEAST_FOR_STATUS, _RESERVED_FOR_STATUS = 16, 128
 
 MOST_CONNECTIONS = 8192
 
@@ -37,6 +37,13 @@ class DescriptorBudget:
 
     streams: int | None
     """Streams that it has dialled or promised to dial; None where the system sets no limit."""
+
+
+def status_connections(limit: int | None) -> int:
+    """Return how many connections a status server may have at a time, given a limit of descriptors."""
+    if limit is None:
+        return _RESERVED_FOR_STATUS
+    return min(max(limit // 32, _LEAST_FOR_STATUS), _RESERVED_FOR_STATUS)
 
 
 def share_descriptors(limit: int | None, max_connections: int | None = None) -> DescriptorBudget:

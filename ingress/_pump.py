@@ -183,16 +183,22 @@ async def _encode_chunks(
     buffer, item = writer.buffer, sender.item
     count, slice_size = 0, 2
     may_be_large = True  # the first, and what follows a large one
+    large = min(LARGE_CHUNK, max_chunk)
     async for chunk in chunks:
-        if may_be_large and weigh(chunk) > LARGE_CHUNK:
-            _flush(writer, progress, on_chunks)
-            frame = await _encode_in_turn(item, chunk)
+        if may_be_large:
+            may_be_large = False
+            if weigh(chunk) > LARGE_CHUNK:
+                _flush(writer, progress, on_chunks)
+                frame = await _encode_in_turn(item, chunk)
+            else:
+                frame = item(chunk)
         else:
             frame = item(chunk)
-        may_be_large = len(frame) > LARGE_CHUNK
-        if len(frame) > max_chunk:
-            sender.body_bytes -= len(frame) - PREFIX.size
-            raise GenerateError(f"engine yielded a chunk of {len(frame)} bytes, the limit is {max_chunk} bytes")
+        if len(frame) > large:
+            may_be_large = True
+            if len(frame) > max_chunk:
+                sender.body_bytes -= len(frame) - PREFIX.size
+                raise GenerateError(f"engine yielded a chunk of {len(frame)} bytes, the limit is {max_chunk} bytes")
         buffer += frame
         count += 1
         progress.chunks = count

@@ -14,6 +14,7 @@ from ingress._descriptors import (
     StreamDescriptors,
     present_descriptors,
     share_descriptors,
+    status_connections,
 )
 from ingress._network import TcpNetwork
 from ingress._worker_parts import find_stream_limit
@@ -54,6 +55,12 @@ def test_no_more_is_shared_out_than_there_is(limit: int, wanted: int | None) -> 
     assert 1 <= budget.connections <= (wanted or MOST_CONNECTIONS)
     assert budget.streams >= (limit - RESERVED_DESCRIPTORS - limit // 32) // 4
     assert 1 <= StreamDescriptors(budget.streams).limit <= budget.streams
+
+
+@pytest.mark.parametrize(("limit", "most"), [(100, 16), (1024, 32), (20_000, 128), (None, 128)])
+def test_o03_a_status_server_takes_no_more_than_what_is_left_to_it(limit: int | None, most: int) -> None:
+    """Of 100 it had taken 72, and three requests were lost."""
+    assert status_connections(limit) == most
 
 
 def test_whole_answers_that_wait_take_a_quarter_of_few_descriptors() -> None:

@@ -47,8 +47,8 @@ _START_WAIT = 0.5
 _FIRST_READ_SIZE = 16 * 1024
 _READ_SIZE = 64 * 1024
 
-# Of a larger one each 16 KiB count as one more, up to the largest control message: those are read at once.
-_KIB_16, _MOST_OF_A_FRAME = 14, MAX_CONTROL_MESSAGE >> 14
+# Of a larger frame each so many bytes count as one more, up to the largest control message: those are read at once.
+_COUNTED_SIZE = 16 * 1024
 
 # Copying a frame of 32 MiB out of its buffer, and its body out of it, takes some 30 ms: of frames from here on that
 # become complete together one has its turn after the other, with everybody else's between them.
@@ -245,7 +245,10 @@ def _push_some(
     try:
         for frame in decoder:
             acks += encode_ack(receive(Push(_path_of(frame), frame.payload, frame.headers, peer_host)))
-            turns.left = left = left - 1 - min(len(frame.payload) >> _KIB_16, _MOST_OF_A_FRAME)
+            left -= 1
+            if len(frame.payload) >= _COUNTED_SIZE:
+                left -= min(len(frame.payload), MAX_CONTROL_MESSAGE) // _COUNTED_SIZE
+            turns.left = left
             if left <= last:
                 return None, not decoder.is_idle
     except InvalidMessage as exc:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from .._descriptors import present_descriptors, status_connections
 from .._network import join_host_port
 from .._text import RateLimitedLogger, printable
 from ..errors import StartupError
@@ -31,9 +32,6 @@ MAX_HEADERS = 16 * 1024
 # For the headers to arrive, for a connection between two requests, and for one answer to be taken.
 DEADLINE = 5.0
 
-# One more pushes the oldest out: whoever hoards connections does not keep a probe or a scrape waiting.
-MAX_CONNECTIONS = 128
-
 # Answers of one connection before it is closed, which scrapers and browsers take for an invitation to open another. Of
 # what is pipelined up to 64 KiB wait here, some 2,000 requests; more than this is not worth a page each.
 MAX_REQUESTS = 50
@@ -48,18 +46,24 @@ async def serve_status(
     host: str = DEFAULT_STATUS_HOST,
     port: int = 0,
     deadline: float = DEADLINE,
-    max_connections: int = MAX_CONNECTIONS,
+    max_connections: int | None = None,
     task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled; reports the bound host and port as ``started``.
 
     A client's misbehaviour never ends it, and cancellation does not wait for clients.
 
+    Args:
+        max_connections: one more pushes the oldest out, so that whoever hoards them keeps no probe waiting; None for
+            what the limit of open files leaves to it.
+
     Raises:
         StartupError: the address is taken or not ours.
     """
     listener = await _listen(host, port)
     async with listener, trio.open_nursery() as nursery:
+        if max_connections is None:
+            max_connections = status_connections(present_descriptors())
         connections = _Connections(app, deadline, max_connections)
         bound_host, bound_port = listener.socket.getsockname()[:2]
         task_status.started((str(bound_host), int(bound_port)))

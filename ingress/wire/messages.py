@@ -273,7 +273,7 @@ def _decode(decoder: msgspec.json.Decoder[MessageT], raw: bytes, what: str) -> M
     # A stream's own limit is that of an item, far too much for the small objects that are decoded here.
     if len(raw) > MAX_CONTROL_MESSAGE:
         raise DeserializationError(f"{what} of {len(raw)} bytes exceeds {MAX_CONTROL_MESSAGE} bytes")
-    has_too_many = raw.count(b"{") + raw.count(b"[") > MAX_CONTROL_OBJECTS
+    has_too_many = len(raw) > MAX_CONTROL_OBJECTS and raw.count(b"{") + raw.count(b"[") > MAX_CONTROL_OBJECTS
     if exceeds_depth(raw[:_HEAD] if has_too_many else raw, MAX_CONTROL_DEPTH):
         raise DeserializationError(f"{what}: nested deeper than {MAX_CONTROL_DEPTH} levels")
     if has_too_many:
