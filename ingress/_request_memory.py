@@ -24,6 +24,9 @@ LEAST_REQUEST_MEMORY, MOST_REQUEST_MEMORY = 256 * 1024 * 1024, 2 * 1024 * 1024 *
 # What the requests of one address may take of that, so that the others find some.
 PEER_SHARE = 0.75
 
+# Where a few addresses have taken all of it, others that take no more than the first still find as much as the second.
+_LITTLE_SHARE, _RESERVE_SHARE = 64, 4
+
 # Not counted while less than half is taken: 2,048 of them take 256 MiB at the very worst.
 SMALL_REQUEST = 1024
 
@@ -50,6 +53,7 @@ class RequestMemory:
         largest = worst_weight(max_frame_size) + 2 * max_frame_size
         self.most = max(_default_most() if most is None else most, largest)
         self.most_of_peer = max(int(self.most * PEER_SHARE), largest)
+        self._most_of_all = self.most + self.most // _RESERVE_SHARE
         self.half = self.most // 2
         """Above it requests are looked at, instead of being counted as the worst that they can be."""
         self.held = 0
@@ -73,9 +77,12 @@ class RequestMemory:
         """Say why so many bytes more would be too much, where they would be."""
         if peer and self._of_peers.get(peer, 0) + size > self.most_of_peer:
             return f"requests of one caller would take more than {self.most_of_peer >> 20} MiB of memory"
-        if self.held + size > self.most:
-            return f"requests would take more than {self.most >> 20} MiB of memory"
-        return None
+        if self.held + size <= self.most or (self._takes_little(peer, size) and self.held + size <= self._most_of_all):
+            return None
+        return f"requests would take more than {self.most >> 20} MiB of memory"
+
+    def _takes_little(self, peer: str, size: int) -> bool:
+        return peer != "" and self._of_peers.get(peer, 0) + size <= self.most // _LITTLE_SHARE
 
     def take(self, peer: str, size: int) -> None:
         """Count so many bytes more, whether or not there is room."""

@@ -60,6 +60,24 @@ def test_l08_one_caller_leaves_the_others_a_quarter() -> None:
     assert memory.held == memory.most
 
 
+def test_l08_where_two_callers_have_taken_all_others_find_a_little() -> None:
+    memory = memory_of(1000 * MIB)
+    for greedy in ("a", "b"):
+        memory.open(greedy).take(500 * MIB)
+    for unwelcome in ("a", "b", None):
+        with pytest.raises(RequestMemoryExhausted, match="requests would take more than 1000 MiB"):
+            memory.open(unwelcome).take(1)
+    little = memory.most // 64
+    memory.open("c").take(little)
+    with pytest.raises(RequestMemoryExhausted):
+        memory.open("c").take(1)
+    for number in range(15):
+        memory.open(f"d{number}").take(little)
+    with pytest.raises(RequestMemoryExhausted):
+        memory.open("e").take(little)
+    assert 1200 * MIB < memory.held <= 1250 * MIB
+
+
 def test_a_release_is_for_good() -> None:
     memory = memory_of(1000)
     held = memory.open("a")
@@ -298,6 +316,7 @@ async def test_l08_a_request_for_whose_bytes_there_is_no_room_is_refused_in_its_
         memory = stage.worker.admission.request_memory
         stranger = memory.open("127.0.0.9")
         stranger.take(memory.most - 10_000)
+        stranger.take_anyway(memory.most // 4)  # and what those find who hold little
         assert (
             await stage.ask(dense_payload(stage))
             == f"Server overloaded: requests would take more than {LARGEST >> 20} MiB of memory"
