@@ -135,6 +135,25 @@ async def test_c13_small_frames_of_many_request_streams_count_together() -> None
     assert max(taken.count(each) for each in set(taken)) <= 30
 
 
+async def test_c13_a_large_frame_that_is_whole_waits_for_its_turn_and_counts() -> None:
+    work = heavy_work()
+    async with open_conversation() as conversation, trio.open_nursery() as nursery:
+        whole = frame("x" * 3_000_000)
+        await conversation.caller.send_all(whole[:-1])
+        await wait_all_tasks_blocked()
+        await work._turn.acquire()
+        work.spent = 0.0
+        nursery.start_soon(conversation.caller.send_all, whole[-1:] + SENTINEL)
+        await wait_all_tasks_blocked()
+        assert (work.spent, conversation.end) == (0.0, "")
+        work._turn.release()
+        with trio.fail_after(30):
+            while not conversation.end:
+                await trio.sleep(0.001)
+        assert [len(each) for each in conversation.taken] == [3_000_000]
+        assert work.spent >= 0.003
+
+
 async def test_d07_large_chunks_that_engines_yield_in_the_same_moment_are_encoded_one_a_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
