@@ -20,6 +20,7 @@ from ._dialback import DialBack
 from ._dialled import DialledStreams
 from ._engine import as_async_generator, close_engine
 from ._failures import describe_failure, error_event_of, is_cancellation
+from ._heavy_work import of_peer
 from ._ledger import OVERLOADED, QUEUE_DEADLINE, Ledger, error_type_of
 from ._logging import request_scope
 from ._pump import pump_response_stream
@@ -135,6 +136,7 @@ class PushHandler:
     async def handle_payload(self, admitted: AdmittedPush, context: RequestContext) -> None:
         """Answer one request that was opened. Raises nothing but cancellation, and frees whatever it took."""
         control = admitted.control
+        of_peer.set(admitted.peer_host or "")
         try:
             with request_scope(control.id, context.trace_id, context.span_id):
                 self._ledger.request_log.received(control.id, admitted.size, control.codec_name, context.trace_id)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import trio
 
-from ._heavy_work import clock, heavy_work
+from ._heavy_work import FairLine, clock, heavy_work
 from ._weight import weigh_in_steps
 from .abc import ParsedRequest
 from .wire.codec import codec_named
@@ -31,9 +31,7 @@ SECONDS_A_BYTE = 1e-7
 _HUGE_BODY = 2 << 20
 
 # What large bodies wait for, and what huge ones do: each other, and not the threads of engines.
-_limiters: trio.lowlevel.RunVar[tuple[trio.CapacityLimiter, trio.CapacityLimiter]] = trio.lowlevel.RunVar(
-    "ingress body decoders"
-)
+_lines: trio.lowlevel.RunVar[tuple[_Line, _Line]] = trio.lowlevel.RunVar("ingress body decoders")
 
 
 async def parse_body(control: RequestControlMessage, body: bytes) -> ParsedRequest[Any]:
@@ -64,16 +62,26 @@ async def decode_body(decode: Callable[[bytes], T], body: bytes) -> tuple[T, int
         finally:
             work.spent += clock() - began
     try:
-        limiters = _limiters.get()
+        lines = _lines.get()
     except LookupError:
-        limiters = trio.CapacityLimiter(1), trio.CapacityLimiter(1)
-        _limiters.set(limiters)
-    # Nobody waits for a decoder whose caller has gone: it ends by itself, and keeps its place until then.
+        lines = _Line(), _Line()
+        _lines.set(lines)
     is_huge = len(body) > _HUGE_BODY
+    line = lines[is_huge]
     job = _Decoding(decode, body, trio.lowlevel.current_trio_token() if is_huge else None)
-    await trio.to_thread.run_sync(job.run, limiter=limiters[is_huge], abandon_on_cancel=True)
+    async with line.turn:
+        # Nobody waits for a decoder whose caller has gone: it ends by itself, and keeps its place until then.
+        await trio.to_thread.run_sync(job.run, limiter=line.thread, abandon_on_cancel=True)
     value: T = job.result()
     return value, job.weight
+
+
+class _Line:
+    """Where bodies wait for the one thread that decodes those of their size."""
+
+    def __init__(self) -> None:
+        self.turn = FairLine()
+        self.thread = trio.CapacityLimiter(1)
 
 
 class _Decoding:

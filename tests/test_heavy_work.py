@@ -13,7 +13,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from ingress import _pump, bodies
-from ingress._heavy_work import MAX_SECONDS_A_PASS, HeavyWork, heavy_work
+from ingress._heavy_work import MAX_SECONDS_A_PASS, HeavyWork, heavy_work, of_peer
 from ingress._pump import LARGE_CHUNK
 from ingress.bodies import LARGE_BODY, SMALL_BODY, decode_body
 
@@ -62,6 +62,43 @@ async def test_of_tasks_with_heavy_work_one_works_in_a_pass_in_order_and_others_
             await trio.lowlevel.checkpoint()
     assert [number for _, number in worked] == list(range(10))
     assert len({count for count, _ in worked}) == 10
+
+
+async def test_who_has_much_to_do_keeps_another_caller_waiting_for_one_of_it() -> None:
+    work = HeavyWork()
+    work.spent = 1.0
+    worked: list[str] = []
+
+    async def do_heavy_work(peer: str) -> None:
+        of_peer.set(peer)
+        await work.wait_turn()
+        worked.append(peer)
+        work.spent += 2 * MAX_SECONDS_A_PASS
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(50):
+            nursery.start_soon(do_heavy_work, "greedy")
+        await trio.lowlevel.checkpoint()
+        nursery.start_soon(do_heavy_work, "good")
+    assert len(worked) == 51
+    assert worked.index("good") <= 3
+
+
+async def test_c13_a_large_body_of_another_caller_waits_for_one_of_a_crowd() -> None:
+    decoded: list[str] = []
+
+    async def decode_for(peer: str) -> None:
+        of_peer.set(peer)
+        await decode_body(lambda body: decoded.append(peer), bytes(LARGE_BODY + 1))
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(decode_for, "greedy")
+            await trio.lowlevel.checkpoint()
+            nursery.start_soon(decode_for, "good")
+    assert len(decoded) == 21
+    assert decoded.index("good") <= 3
 
 
 async def test_little_work_waits_for_no_pass() -> None:
@@ -141,12 +178,12 @@ async def test_c13_a_large_frame_that_is_whole_waits_for_its_turn_and_counts() -
         whole = frame("x" * 3_000_000)
         await conversation.caller.send_all(whole[:-1])
         await wait_all_tasks_blocked()
-        await work._turn.acquire()
+        await work.line.__aenter__()
         work.spent = 0.0
         nursery.start_soon(conversation.caller.send_all, whole[-1:] + SENTINEL)
         await wait_all_tasks_blocked()
         assert (work.spent, conversation.end) == (0.0, "")
-        work._turn.release()
+        await work.line.__aexit__()
         with trio.fail_after(30):
             while not conversation.end:
                 await trio.sleep(0.001)
