@@ -31,6 +31,7 @@ from ._text import quoted
 from ._token import TokenGuard
 from ._tracing import EndpointTracer, RequestEnd, RequestStart, end_span, start_span
 from .abc import Engine, IngressDispatch, Network
+from .bodies import SMALL_BODY, is_wait_expected
 from .errors import (
     GenerateError,
     PublishError,
@@ -232,7 +233,11 @@ class PushHandler:
                 event = error_event_of(exc)
                 self._ledger.refused_late(response, context, exc, QUEUE_DEADLINE)
             self.metrics.observe_permit_wait(trio.current_time() - guard.started)
-        # 2. Parse. A body that cannot be read is told to the caller, once there is a stream to tell it on.
+        # 2. Parse. A body that cannot be read is told to the caller, once there is a stream to tell it on. Where it has
+        #    to wait for others the stream comes first: a caller that leaves meanwhile is heard, and holds nothing.
+        if admitted.size > SMALL_BODY and is_wait_expected(admitted.size):
+            await response.open()
+            response.writer.flush()
         try:
             if event is None:
                 request = await self._parse(admitted, response)

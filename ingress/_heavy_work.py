@@ -58,9 +58,13 @@ class HeavyWork:
         """Seconds since the event loop last had a pass for it."""
         self.line = FairLine()
 
+    @property
+    def is_wait_expected(self) -> bool:
+        return self.spent > MAX_SECONDS_A_PASS or self.line.is_taken
+
     async def wait_turn(self) -> None:
         """Return at once while little was done; else in a later pass, one task a pass."""
-        if self.spent <= MAX_SECONDS_A_PASS and not self.line.is_taken:
+        if not self.is_wait_expected:
             return
         async with self.line:
             if self.spent > MAX_SECONDS_A_PASS:

@@ -61,13 +61,8 @@ async def decode_body(decode: Callable[[bytes], T], body: bytes) -> tuple[T, int
             return decode(body), None
         finally:
             work.spent += clock() - began
-    try:
-        lines = _lines.get()
-    except LookupError:
-        lines = _Line(), _Line()
-        _lines.set(lines)
     is_huge = len(body) > _HUGE_BODY
-    line = lines[is_huge]
+    line = _lines_of_run()[is_huge]
     job = _Decoding(decode, body, trio.lowlevel.current_trio_token() if is_huge else None)
     async with line.turn:
         # Nobody waits for a decoder whose caller has gone: it ends by itself, and keeps its place until then.
@@ -76,12 +71,28 @@ async def decode_body(decode: Callable[[bytes], T], body: bytes) -> tuple[T, int
     return value, job.weight
 
 
+def is_wait_expected(size: int) -> bool:
+    """Tell whether a body of so many bytes will have to wait until others have been decoded."""
+    if size <= LARGE_BODY:
+        return size > SMALL_BODY and heavy_work().is_wait_expected
+    return _lines_of_run()[size > _HUGE_BODY].turn.is_taken
+
+
 class _Line:
     """Where bodies wait for the one thread that decodes those of their size."""
 
     def __init__(self) -> None:
         self.turn = FairLine()
         self.thread = trio.CapacityLimiter(1)
+
+
+def _lines_of_run() -> tuple[_Line, _Line]:
+    try:
+        return _lines.get()
+    except LookupError:
+        lines = _Line(), _Line()
+        _lines.set(lines)
+        return lines
 
 
 class _Decoding:

@@ -17,6 +17,7 @@ from ingress._heavy_work import MAX_SECONDS_A_PASS, HeavyWork, heavy_work, of_pe
 from ingress._pump import LARGE_CHUNK
 from ingress.bodies import LARGE_BODY, SMALL_BODY, decode_body
 
+from .raw_caller import open_stage
 from .test_pump import open_pump
 from .test_request_stream import SENTINEL, frame, open_conversation
 
@@ -99,6 +100,34 @@ async def test_c13_a_large_body_of_another_caller_waits_for_one_of_a_crowd() -> 
             nursery.start_soon(decode_for, "good")
     assert len(decoded) == 21
     assert decoded.index("good") <= 3
+
+
+@pytest.mark.parametrize("size", [SMALL_BODY + 100, LARGE_BODY + 100])
+async def test_l06_a_caller_that_leaves_while_its_body_waits_for_others_holds_nothing(size: int) -> None:
+    async def engine(request: Any) -> AsyncIterator[Any]:
+        asked.append(request)
+        yield len(request)
+
+    asked: list[Any] = []
+    async with open_stage(engine) as stage:
+        memory = stage.worker.admission.request_memory
+        line = heavy_work().line if size <= LARGE_BODY else bodies._lines_of_run()[False].turn
+        async with line:
+            leaves, stays = await stage.call("x" * size), await stage.call("y" * size)
+            await wait_all_tasks_blocked()
+            assert stage.sample("inflight_requests") == 2
+            await leaves.aclose()
+            await wait_all_tasks_blocked()
+            assert stage.sample("inflight_requests") == 1
+            assert memory.held < 3 * size, "twice the payload of one"
+        with trio.fail_after(30):
+            said = await stays.read_to_sentinel()
+        assert (said.items, said.is_whole) == ([size], True)
+        await stays.aclose()
+        await wait_all_tasks_blocked()
+        assert asked == ["y" * size]
+        assert stage.outcomes() == {("cancelled", "disconnect"): 1, ("completed", "ok"): 1}
+        stage.assert_nothing_left()
 
 
 async def test_little_work_waits_for_no_pass() -> None:
