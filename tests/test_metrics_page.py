@@ -156,6 +156,7 @@ async def test_of_our_own_families_every_one_is_there_and_tells_of_what_happened
         with trio.fail_after(PATIENCE):
             while not samples.get("ingress_loop_lag_seconds_count"):
                 await trio.sleep(0.05)
+                samples.clear()
                 for family in text_string_to_metric_families(await served.page()):
                     for sample in family.samples:
                         samples[sample.name] = samples.get(sample.name, 0) + sample.value
