@@ -180,8 +180,8 @@ class Slot:
     """
 
     __slots__ = (
-        *("_admission", "_descriptors", "_granted", "_has_let_go", "_is_released", "_streams", "arrival"),
-        *("held_memory", "is_granted", "peer"),
+        *("_admission", "_descriptors", "_granted", "_is_released", "_streams", "arrival", "held_memory"),
+        *("is_granted", "peer"),
     )
 
     def __init__(
@@ -202,7 +202,7 @@ class Slot:
         """None where none is counted: a small request has no account."""
         self.arrival = arrival
         self.is_granted = is_granted
-        self._is_released = self._has_let_go = False
+        self._is_released = False
         self._granted: trio.Event | None = None
 
     def grant(self) -> None:
@@ -233,7 +233,7 @@ class Slot:
         """Return the request's account of memory."""
         if self.held_memory is None:
             self.held_memory = self._admission.request_memory.open(self.peer)
-            if self._has_let_go:
+            if not self._streams:  # let go already
                 self.held_memory.release()
         return self.held_memory
 
@@ -241,7 +241,6 @@ class Slot:
         """Give descriptors and memory back: nobody needs them any more, or streams that linger are counted there."""
         self._descriptors.held -= self._streams
         self._streams = 0
-        self._has_let_go = True
         if self.held_memory is not None:
             self.held_memory.release()
 

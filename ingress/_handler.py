@@ -20,7 +20,7 @@ from ._dialback import DialBack
 from ._dialled import DialledStreams
 from ._engine import as_async_generator, close_engine
 from ._failures import describe_failure, error_event_of, is_cancellation
-from ._heavy_work import of_peer
+from ._fair_line import of_peer
 from ._ledger import OVERLOADED, QUEUE_DEADLINE, Ledger, error_type_of
 from ._logging import request_scope
 from ._pump import pump_response_stream

@@ -7,44 +7,19 @@ What each does is bounded; without this all of it would be done in one pass, and
 from __future__ import annotations
 
 import time
-from contextvars import ContextVar
 
 import trio
+
+from ._fair_line import FairLine
+from ._per_run import PerRun
 
 # Of such work in one pass of the event loop; what would begin later waits for the next.
 MAX_SECONDS_A_PASS = 0.01
 
 clock = time.perf_counter
 
-of_peer: ContextVar[str] = ContextVar("of_peer", default="")
-"""For whose request a task works, the address; all that is unknown is one."""
-
-
-class FairLine:
-    """``async with`` it: one task is inside at a time, and of those who wait each address has one in turn.
-
-    So who sends a thousand waits for them, and keeps others waiting for one.
-    """
-
-    def __init__(self) -> None:
-        self.is_taken = False
-        self._waiting: dict[str, trio.lowlevel.ParkingLot] = {}  # by address, whose turn is next first
-
-    async def __aenter__(self) -> None:
-        if self.is_taken:
-            await self._waiting.setdefault(of_peer.get(), trio.lowlevel.ParkingLot()).park()
-        self.is_taken = True
-
-    async def __aexit__(self, *_: object) -> None:
-        while self._waiting:
-            peer = next(iter(self._waiting))
-            lot = self._waiting.pop(peer)
-            is_handed_on = bool(lot.unpark())  # who has given up waiting is not there any more
-            if lot:
-                self._waiting[peer] = lot
-            if is_handed_on:
-                return
-        self.is_taken = False
+# Copying 32 MiB takes some 30 ms.
+SECONDS_A_COPIED_BYTE = 1e-9
 
 
 class HeavyWork:
@@ -72,14 +47,4 @@ class HeavyWork:
                 self.spent = 0.0
 
 
-_of_runs: trio.lowlevel.RunVar[HeavyWork] = trio.lowlevel.RunVar("ingress heavy work")
-
-
-def heavy_work() -> HeavyWork:
-    """Return the account of this trio run."""
-    try:
-        return _of_runs.get()
-    except LookupError:
-        work = HeavyWork()
-        _of_runs.set(work)
-        return work
+heavy_work = PerRun("ingress heavy work", HeavyWork).get

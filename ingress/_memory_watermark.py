@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,6 +107,11 @@ def find_usable_memory() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):  # Windows has no such question
         return None
+
+
+def share_of_memory(share: int, least: int, most: int = sys.maxsize) -> int:
+    """Return one of so many equal shares of the memory that this process may use, in bytes, within two bounds."""
+    return min(max((find_usable_memory() or 0) // share, least), most)
 
 
 def _candidates(root: Path) -> Iterator[tuple[Path, Path, Path, str]]:

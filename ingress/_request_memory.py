@@ -12,7 +12,8 @@ from typing import Any
 import trio
 
 from ._checks import check_count
-from ._memory_watermark import find_usable_memory
+from ._memory_watermark import share_of_memory
+from ._shares import share_of_peer
 from ._weight import weigh_in_steps, worst_weight
 from .errors import RequestMemoryExhausted
 from .wire.two_part import DEFAULT_MAX_MESSAGE_SIZE
@@ -20,9 +21,6 @@ from .wire.two_part import DEFAULT_MAX_MESSAGE_SIZE
 # Of the memory; and what a worker takes however little there is of it, and however much.
 MEMORY_SHARE = 4
 LEAST_REQUEST_MEMORY, MOST_REQUEST_MEMORY = 256 * 1024 * 1024, 2 * 1024 * 1024 * 1024
-
-# What the requests of one address may take of that, so that the others find some.
-PEER_SHARE = 0.75
 
 # Where a few addresses have taken all of it, others that take no more than the first still find as much as the second.
 _LITTLE_SHARE, _RESERVE_SHARE = 64, 4
@@ -48,11 +46,13 @@ class RequestMemory:
     """
 
     def __init__(self, most: int | None = None, max_frame_size: int = DEFAULT_MAX_MESSAGE_SIZE) -> None:
+        largest = worst_weight(max_frame_size) + 2 * max_frame_size
         if most is not None:
             check_count("max_request_memory", most)
-        largest = worst_weight(max_frame_size) + 2 * max_frame_size
-        self.most = max(_default_most() if most is None else most, largest)
-        self.most_of_peer = max(int(self.most * PEER_SHARE), largest)
+        else:
+            most = share_of_memory(MEMORY_SHARE, LEAST_REQUEST_MEMORY, MOST_REQUEST_MEMORY)
+        self.most = max(most, largest)
+        self.most_of_peer = max(share_of_peer(self.most), largest)
         self._most_of_all = self.most + self.most // _RESERVE_SHARE
         self.half = self.most // 2
         """Above it requests are looked at, instead of being counted as the worst that they can be."""
@@ -221,8 +221,3 @@ class HeldMemory:
             self._memory.discard(value, self._peer, weight)
             left -= weight
         self._memory.give_back(self._peer, left)
-
-
-def _default_most() -> int:
-    share = (find_usable_memory() or 0) // MEMORY_SHARE
-    return min(max(share, LEAST_REQUEST_MEMORY), MOST_REQUEST_MEMORY)

@@ -15,7 +15,7 @@ import trio
 from attrs import frozen
 
 from ._context import RequestContext
-from ._heavy_work import heavy_work
+from ._heavy_work import SECONDS_A_COPIED_BYTE, heavy_work
 from ._request_memory import HeldMemory
 from ._stream_limits import DEFAULT_STREAM_LIMITS, FRAME_BYTES_PER_SECOND, StreamLimits
 from ._text import RateLimitedLogger, quoted
@@ -34,9 +34,6 @@ MAX_QUEUED_FRAMES = 64
 MAX_QUEUED_BYTES = 256 * 1024
 
 _READ_SIZE = 16 * 1024
-
-# A frame is copied out of the buffer, which takes 30 ms for one of 32 MiB.
-_SECONDS_A_COPIED_BYTE = 1e-9
 
 
 @frozen(slots=True)
@@ -156,9 +153,9 @@ class RequestInput(Generic[InputT]):
                 begun_at = trio.current_time()
             decoder.receive_data(data)
             self._count_raw(decoder.held_bytes)
-            if LARGE_BODY < decoder.announced_size <= decoder.held_bytes:
+            if LARGE_BODY < decoder.announced_size <= decoder.held_bytes:  # it will be copied out of the buffer
                 await self._work.wait_turn()
-                self._work.spent += decoder.announced_size * _SECONDS_A_COPIED_BYTE
+                self._work.spent += decoder.announced_size * SECONDS_A_COPIED_BYTE
             has_taken = False
             for message in decoder:
                 if message.kind is not MessageKind.DATA_ONLY:

@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 
 import trio
 
-from ._heavy_work import FairLine, clock, heavy_work
+from ._fair_line import FairLine
+from ._heavy_work import clock, heavy_work
+from ._per_run import PerRun
 from ._weight import weigh_in_steps
 from .abc import ParsedRequest
 from .wire.codec import codec_named
@@ -29,9 +31,6 @@ SECONDS_A_BYTE = 1e-7
 # interpreter in the hands of a decoder for most of the time, each system call of the loop was a wait for a step: among
 # ten such bodies the loop was late by 0.5 to 1 s.
 _HUGE_BODY = 2 << 20
-
-# What large bodies wait for, and what huge ones do: each other, and not the threads of engines.
-_lines: trio.lowlevel.RunVar[tuple[_Line, _Line]] = trio.lowlevel.RunVar("ingress body decoders")
 
 
 async def parse_body(control: RequestControlMessage, body: bytes) -> ParsedRequest[Any]:
@@ -62,7 +61,7 @@ async def decode_body(decode: Callable[[bytes], T], body: bytes) -> tuple[T, int
         finally:
             work.spent += clock() - began
     is_huge = len(body) > _HUGE_BODY
-    line = _lines_of_run()[is_huge]
+    line = _lines.get()[is_huge]
     job = _Decoding(decode, body, trio.lowlevel.current_trio_token() if is_huge else None)
     async with line.turn:
         # Nobody waits for a decoder whose caller has gone: it ends by itself, and keeps its place until then.
@@ -75,7 +74,7 @@ def is_wait_expected(size: int) -> bool:
     """Tell whether a body of so many bytes will have to wait until others have been decoded."""
     if size <= LARGE_BODY:
         return size > SMALL_BODY and heavy_work().is_wait_expected
-    return _lines_of_run()[size > _HUGE_BODY].turn.is_taken
+    return _lines.get()[size > _HUGE_BODY].turn.is_taken
 
 
 class _Line:
@@ -86,13 +85,8 @@ class _Line:
         self.thread = trio.CapacityLimiter(1)
 
 
-def _lines_of_run() -> tuple[_Line, _Line]:
-    try:
-        return _lines.get()
-    except LookupError:
-        lines = _Line(), _Line()
-        _lines.set(lines)
-        return lines
+# What large bodies wait for, and what huge ones do: each other, and not the threads of engines.
+_lines = PerRun("ingress body decoders", lambda: (_Line(), _Line()))
 
 
 class _Decoding:

@@ -16,6 +16,7 @@ from typing import Any
 
 import trio
 
+from ._per_run import PerRun
 from .wire.messages import Annotated
 
 # What one request's producer may be ahead of the response stream. Either is passed by at most one chunk.
@@ -247,13 +248,4 @@ class _Waker:
             ready.popleft()._wake()
 
 
-_wakers: trio.lowlevel.RunVar[_Waker] = trio.lowlevel.RunVar("ingress handover")
-
-
-def _waker() -> _Waker:
-    try:
-        return _wakers.get()
-    except LookupError:
-        waker = _Waker()
-        _wakers.set(waker)
-        return waker
+_waker = PerRun("ingress handover", _Waker).get

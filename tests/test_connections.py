@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from trio.testing import MockClock
 
+from ingress._shares import share_of_peer
 from ingress._tallies import Tallies
-from ingress.planes._connections import LEAST_SENT, MAX_SILENCE, Connection, Connections, Silent, default_of_peer
+from ingress.planes._connections import LEAST_SENT, MAX_SILENCE, Connection, Connections, Silent
 
 
 def make(most: int, of_peer: int | None = None) -> Connections:
-    return Connections(most, default_of_peer(most) if of_peer is None else of_peer, Tallies())
+    return Connections(most, share_of_peer(most) if of_peer is None else of_peer, Tallies())
 
 
 def enter(connections: Connections, peer: str | None) -> tuple[Connection | None, Connection | None]:
@@ -31,7 +32,7 @@ def admit(connections: Connections, peer: str | None) -> Connection:
 
 @pytest.mark.parametrize(("most", "of_peer"), [(8192, 6144), (2, 2), (1, 1), (464, 348)])
 def test_f15_a_peer_may_hold_three_quarters(most: int, of_peer: int) -> None:
-    assert default_of_peer(most) == of_peer
+    assert share_of_peer(most) == of_peer
 
 
 async def test_f15_one_peer_leaves_the_others_their_quarter() -> None:

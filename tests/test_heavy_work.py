@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -13,32 +12,15 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from ingress import _pump, bodies
-from ingress._heavy_work import MAX_SECONDS_A_PASS, HeavyWork, heavy_work, of_peer
+from ingress._fair_line import of_peer
+from ingress._heavy_work import MAX_SECONDS_A_PASS, HeavyWork, heavy_work
 from ingress._pump import LARGE_CHUNK
 from ingress.bodies import LARGE_BODY, SMALL_BODY, decode_body
 
+from .passes import counted_passes
 from .raw_caller import open_stage
 from .test_pump import open_pump
 from .test_request_stream import SENTINEL, frame, open_conversation
-
-
-class Passes(trio.abc.Instrument):
-    """Counts the passes of the event loop."""
-
-    count = 0
-
-    def before_io_wait(self, timeout: float) -> None:
-        self.count += 1
-
-
-@asynccontextmanager
-async def counted_passes() -> AsyncIterator[Passes]:
-    passes = Passes()
-    trio.lowlevel.add_instrument(passes)
-    try:
-        yield passes
-    finally:
-        trio.lowlevel.remove_instrument(passes)
 
 
 def a_slow_clock() -> Callable[[], float]:
@@ -111,7 +93,7 @@ async def test_l06_a_caller_that_leaves_while_its_body_waits_for_others_holds_no
     asked: list[Any] = []
     async with open_stage(engine) as stage:
         memory = stage.worker.admission.request_memory
-        line = heavy_work().line if size <= LARGE_BODY else bodies._lines_of_run()[False].turn
+        line = heavy_work().line if size <= LARGE_BODY else bodies._lines.get()[False].turn
         async with line:
             leaves, stays = await stage.call("x" * size), await stage.call("y" * size)
             await wait_all_tasks_blocked()
@@ -207,12 +189,11 @@ async def test_c13_a_large_frame_that_is_whole_waits_for_its_turn_and_counts() -
         whole = frame("x" * 3_000_000)
         await conversation.caller.send_all(whole[:-1])
         await wait_all_tasks_blocked()
-        await work.line.__aenter__()
-        work.spent = 0.0
-        nursery.start_soon(conversation.caller.send_all, whole[-1:] + SENTINEL)
-        await wait_all_tasks_blocked()
-        assert (work.spent, conversation.end) == (0.0, "")
-        await work.line.__aexit__()
+        async with work.line:
+            work.spent = 0.0
+            nursery.start_soon(conversation.caller.send_all, whole[-1:] + SENTINEL)
+            await wait_all_tasks_blocked()
+            assert (work.spent, conversation.end) == (0.0, "")
         with trio.fail_after(30):
             while not conversation.end:
                 await trio.sleep(0.001)

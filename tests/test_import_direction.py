@@ -17,7 +17,7 @@ from attrs import frozen
 ROOT = Path(__file__).parent.parent
 
 TABLE: tuple[tuple[str, ...], ...] = (
-    ("errors", "_checks", "_descriptors", "_life", "_version"),
+    ("errors", "_checks", "_descriptors", "_fair_line", "_life", "_per_run", "_shares", "_version"),
     (
         "_bucket_counts",
         "_heavy_work",

@@ -11,7 +11,6 @@ import pytest
 
 from ingress import _memory_watermark
 from ingress._memory_watermark import MemoryLimit, find_usable_memory
-from ingress.planes import _incomplete
 from ingress.planes._connections import Connection, Peer
 from ingress.planes._incomplete import LEAST_INCOMPLETE_BYTES, IncompleteFrames
 
@@ -69,7 +68,7 @@ def test_l08_what_is_held_does_not_grow_while_memory_is_short() -> None:
     ("memory", "most"), [(None, 64 * MIB), (100 * MIB, 64 * MIB), (1024 * MIB, 128 * MIB), (64 << 30, 8 << 30)]
 )
 def test_the_budget_is_an_eighth_of_the_memory(memory: int | None, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_incomplete, "find_usable_memory", lambda: memory)
+    monkeypatch.setattr(_memory_watermark, "find_usable_memory", lambda: memory)
     assert IncompleteFrames(None, 32 * MIB).most == most
     assert IncompleteFrames(None, 1 << 40).most == 1 << 40
     assert LEAST_INCOMPLETE_BYTES == 64 * MIB

@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from ingress import _request_memory
+from ingress import _memory_watermark
 from ingress._admission import Admission
 from ingress._request_memory import LARGE_VALUE, SMALL_REQUEST, RequestMemory
 from ingress._weight import worst_weight
@@ -17,6 +17,7 @@ from ingress.abc import AdmissionPolicy, Arrival, Load
 from ingress.errors import IngressError, Overloaded, RequestMemoryExhausted
 from ingress.wire.codec import codec_named
 
+from .passes import Passes
 from .raw_caller import Stage, open_stage, slow_network
 
 MIB = 1 << 20
@@ -101,7 +102,7 @@ def test_one_of_the_largest_requests_always_fits() -> None:
     ("memory", "most"), [(None, 256 * MIB), (512 * MIB, 256 * MIB), (4096 * MIB, 1024 * MIB), (64 << 30, 2 << 30)]
 )
 def test_the_budget_is_a_quarter_of_the_memory(memory: int | None, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_request_memory, "find_usable_memory", lambda: memory)
+    monkeypatch.setattr(_memory_watermark, "find_usable_memory", lambda: memory)
     assert RequestMemory(None, FRAME).most == most
 
 
@@ -130,19 +131,10 @@ async def test_others_run_while_a_long_request_is_weighed() -> None:
     assert turns > 15
 
 
-class Turns(trio.abc.Instrument):
-    """Counts the turns of the event loop."""
-
-    count = 0
-
-    def after_io_wait(self, timeout: float) -> None:
-        self.count += 1
-
-
 class Large:
     """Tells in which turn it is freed."""
 
-    def __init__(self, freed: list[int], turns: Turns) -> None:
+    def __init__(self, freed: list[int], turns: Passes) -> None:
         self._freed, self._turns = freed, turns
 
     def __del__(self) -> None:
@@ -152,7 +144,7 @@ class Large:
 async def test_large_values_of_requests_that_end_together_are_freed_one_a_turn_and_count_until_then() -> None:
     memory = memory_of(1 << 30)
     freed: list[int] = []
-    turns = Turns()
+    turns = Passes()
     trio.lowlevel.add_instrument(turns)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(memory.free_discarded)
@@ -181,13 +173,13 @@ async def test_what_waits_to_be_freed_is_freed_with_the_worker_and_at_once_after
         for _ in range(3):
             held = memory.open("a")
             held.take(LARGE_VALUE)
-            held.keep(Large(freed, Turns()), LARGE_VALUE)
+            held.keep(Large(freed, Passes()), LARGE_VALUE)
             held.release()
         nursery.cancel_scope.cancel()
     assert (len(freed), memory.held) == (3, 0)
     late = memory.open("a")
     late.take(LARGE_VALUE)
-    late.keep(Large(freed, Turns()), LARGE_VALUE)
+    late.keep(Large(freed, Passes()), LARGE_VALUE)
     late.release()
     assert (len(freed), memory.held) == (4, 0)
     assert not memory._of_peers
@@ -207,7 +199,7 @@ async def test_a_value_that_fails_while_it_is_freed_holds_up_no_other() -> None:
         for kind in (Failing, Large):
             held = memory.open("a")
             held.take(LARGE_VALUE)
-            held.keep(kind(freed, Turns()), LARGE_VALUE)
+            held.keep(kind(freed, Passes()), LARGE_VALUE)
             held.release()
         await wait_all_tasks_blocked()
         assert (len(freed), memory.held) == (2, 0)

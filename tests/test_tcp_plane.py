@@ -219,7 +219,7 @@ async def test_c13_of_huge_frames_that_are_whole_together_each_has_its_turn_with
     async with serve_plane() as served, trio.open_nursery() as nursery:
         served.receiver.pushes = Watching()
         streams = [await served.connect() for _ in range(4)]
-        huge = frame(payload=bytes(3 << 20))
+        huge = frame(payload=bytes(12 << 20))  # more than a pass may take
         for stream in streams:
             await stream.send_all(huge[:-1])
         await wait_all_tasks_blocked()

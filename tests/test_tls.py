@@ -30,6 +30,7 @@ from ingress.tls._network import HANDSHAKES_A_PASS, _PacedStream
 from ingress.wire.request_frame import encode_request_frame
 
 from .certificates import Authority
+from .passes import counted_passes
 
 ENDPOINT = "demo.backend.generate"
 
@@ -326,26 +327,18 @@ async def test_peers_that_stall_in_their_handshake_keep_nobody_from_theirs(
 async def test_of_handshakes_that_come_together_a_few_compute_in_one_pass_of_the_loop() -> None:
     """So that other streams get their turns in between; what is received is computed with at once."""
     turns = trio.CapacityLimiter(3)
-    passes = 0
     received_in: list[int] = []
-
-    class Passes(trio.abc.Instrument):
-        def before_io_wait(self, timeout: float) -> None:
-            nonlocal passes
-            passes += 1
 
     async def receive(stream: trio.abc.ReceiveStream) -> None:
         assert await stream.receive_some() == b"\x16hello"
-        received_in.append(passes)
+        received_in.append(passes.count)
 
     pairs = [trio.testing.memory_stream_pair() for _ in range(20)]
     for theirs, _ in pairs:
         await theirs.send_all(b"\x16hello")
-    trio.lowlevel.add_instrument(watched := Passes())
-    async with trio.open_nursery() as nursery:
+    async with counted_passes() as passes, trio.open_nursery() as nursery:
         for _, ours in pairs:
             nursery.start_soon(receive, _PacedStream(ours, turns))
-    trio.lowlevel.remove_instrument(watched)
     assert len(received_in) == 20
     assert max(Counter(received_in).values()) <= 3
 

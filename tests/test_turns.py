@@ -12,27 +12,9 @@ from trio.testing import wait_all_tasks_blocked
 
 from ingress.planes._turns import FRAMES_A_PASS, FRAMES_A_TURN, Turns
 
+from .passes import counted_passes
+
 CROWD = 1000
-
-
-class Passes(trio.abc.Instrument):
-    """Counts the passes of the event loop."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def after_io_wait(self, timeout: float) -> None:
-        self.count += 1
-
-
-@asynccontextmanager
-async def counted_passes() -> AsyncIterator[Passes]:
-    passes = Passes()
-    trio.lowlevel.add_instrument(passes)
-    try:
-        yield passes
-    finally:
-        trio.lowlevel.remove_instrument(passes)
 
 
 @asynccontextmanager

@@ -7,15 +7,11 @@ keep the others out for good.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import trio
 
 from .._tallies import Tallies
-
-# What one peer may hold of them, so that the others find some. Callers pool theirs: a few for each process.
-PEER_SHARE = 0.75
 
 # A caller sends its first request as soon as it is connected.
 MAX_SILENCE = 10.0
@@ -23,7 +19,6 @@ MAX_SILENCE = 10.0
 # One that is in the middle of a large first request is not silent as long as it sends so many bytes in that time; its
 # frame's deadline asks for ten times as much. A flood opens connections, and rarely pays for them.
 LEAST_SENT = 64 * 1024
-
 
 # An upload that is fast enough is looked at again after so long, and not for each connection that finds no room: of
 # eight thousand that trickle a look at all took 1.5 ms.
@@ -180,8 +175,3 @@ class Connections:
         if self._tallies.connections_open >= self.most:
             return "limit"
         return "peer" if peer is not None and peer.open >= self.most_of_peer else ""
-
-
-def default_of_peer(most: int) -> int:
-    """Return how many of so many connections one peer may hold."""
-    return max(math.ceil(most * PEER_SHARE), 1)

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from .._heavy_work import SECONDS_A_COPIED_BYTE, heavy_work
 from .._stream_limits import FRAME_BYTES_PER_SECOND
 from .._tallies import Tallies
 from .._text import RateLimitedLogger, printable
@@ -50,8 +51,7 @@ _READ_SIZE = 64 * 1024
 # Of a larger frame each so many bytes count as one more, up to the largest control message: those are read at once.
 _COUNTED_SIZE = 16 * 1024
 
-# Copying a frame of 32 MiB out of its buffer, and its body out of it, takes some 30 ms: of frames from here on that
-# become complete together one has its turn after the other, with everybody else's between them.
+# A frame is copied out of its buffer, and its body out of it: from here on that is work for which it waits its turn.
 _HUGE_FRAME = 2 << 20
 
 
@@ -78,7 +78,6 @@ class Conversations:
         self._ack_write_timeout = ack_write_timeout
         self.turns = Turns()
         """What the plane has to serve beside the connections."""
-        self._huge_turn = trio.Lock()
         self._log = RateLimitedLogger(logger)
 
     async def hold(self, connection: Connection, receive: PushReceiver) -> None:
@@ -114,8 +113,9 @@ class Conversations:
             decoder.receive_data(data)
             del data  # while it waits for the next, a connection holds nothing of what it has sent
             if _HUGE_FRAME < decoder.announced_size <= decoder.held_bytes:
-                async with self._huge_turn:
-                    await trio.lowlevel.checkpoint()
+                work = heavy_work()
+                await work.wait_turn()
+                work.spent += 2 * decoder.announced_size * SECONDS_A_COPIED_BYTE
             acks = bytearray()
             is_over = False
             frames_now = FRAMES_A_TURN

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .._memory_watermark import find_usable_memory
-from ._connections import PEER_SHARE, Connection
+from .._memory_watermark import share_of_memory
+from .._shares import share_of_peer
+from ._connections import Connection
 
 # Smaller requests arrive in one read, nearly always. What all connections hold of them is half a gigabyte at most.
 LARGE_FRAME = 64 * 1024
@@ -31,8 +32,9 @@ class IncompleteFrames:
     def __init__(
         self, most: int | None, max_frame_size: int, is_short_of_memory: Callable[[int], bool] | None = None
     ) -> None:
-        self.most = max(_default_most() if most is None else most, max_frame_size)
-        self.most_of_peer = max(int(self.most * PEER_SHARE), max_frame_size)
+        default = share_of_memory(MEMORY_SHARE, LEAST_INCOMPLETE_BYTES)
+        self.most = max(default if most is None else most, max_frame_size)
+        self.most_of_peer = max(share_of_peer(self.most), max_frame_size)
         self.held = 0
         self._is_short_of_memory = is_short_of_memory
 
@@ -51,7 +53,3 @@ class IncompleteFrames:
         if self._is_short_of_memory is not None and self._is_short_of_memory(more):
             return "worker is short of memory"
         return None
-
-
-def _default_most() -> int:
-    return max((find_usable_memory() or 0) // MEMORY_SHARE, LEAST_INCOMPLETE_BYTES)

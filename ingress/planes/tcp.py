@@ -15,12 +15,13 @@ import trio
 from .._checks import check_count, check_deadline
 from .._descriptors import present_descriptors, share_descriptors
 from .._network import close_now, join_host_port, routable_host
+from .._shares import share_of_peer
 from .._stream_limits import DEFAULT_FRAME_TIMEOUT
 from .._tallies import Tallies
 from .._text import RateLimitedLogger
 from ..abc import Network, PlaneOptions, PushReceiver, RequestPlane
 from ..wire.request_frame import DEFAULT_MAX_FRAME_SIZE
-from ._connections import Connection, Connections, default_of_peer
+from ._connections import Connection, Connections
 from ._conversation import DEFAULT_ACK_WRITE_TIMEOUT as DEFAULT_ACK_WRITE_TIMEOUT
 from ._conversation import Conversations
 from ._incomplete import IncompleteFrames
@@ -120,9 +121,7 @@ class TcpRequestPlane(RequestPlane):
         """How many are open at a time."""
         self.tallies = Tallies() if tallies is None else tallies
         """What its limits did; the worker's metrics show it."""
-        of_peer = (
-            default_of_peer(self.max_connections) if max_connections_per_peer is None else max_connections_per_peer
-        )
+        of_peer = share_of_peer(self.max_connections) if max_connections_per_peer is None else max_connections_per_peer
         self._connections = Connections(self.max_connections, of_peer, self.tallies)
         self._incomplete = IncompleteFrames(max_incomplete_bytes, max_frame_size, is_short_of_memory)
         self._conversations = Conversations(
