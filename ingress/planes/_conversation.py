@@ -69,16 +69,16 @@ class Conversations:
         idle_timeout: float | None,
         ack_write_timeout: float,
     ) -> None:
-        self._connections = connections
-        self._incomplete = incomplete
-        self._tallies = tallies
-        self._max_frame_size = max_frame_size
-        self._frame_timeout = frame_timeout
-        self._idle_timeout = idle_timeout
-        self._ack_write_timeout = ack_write_timeout
+        self.connections = connections
+        self.incomplete = incomplete
+        self.tallies = tallies
+        self.max_frame_size = max_frame_size
+        self.frame_timeout = frame_timeout
+        self.idle_timeout = idle_timeout
+        self.ack_write_timeout = ack_write_timeout
         self.turns = Turns()
         """What the plane has to serve beside the connections."""
-        self._log = RateLimitedLogger(logger)
+        self.log = RateLimitedLogger(logger)
 
     async def hold(self, connection: Connection, receive: PushReceiver) -> None:
         """Serve a connection until it has ended, which its caller closes.
@@ -87,192 +87,187 @@ class Conversations:
             trio.BrokenResourceError: it was reset.
             trio.ClosedResourceError: it was closed under us.
         """
-        if await self._shake_hands(connection.stream, connection.peer_host):
-            await self._converse(connection, receive)
+        conversation = _Conversation(self, connection, receive)
+        if await conversation.shake_hands():
+            await conversation.converse()
 
-    async def _shake_hands(self, stream: trio.abc.Stream, peer_host: str | None) -> bool:
+
+class _Conversation:
+    """What is said on one connection; for its own task."""
+
+    __slots__ = ("_begun_at", "_connection", "_decoder", "_peer_host", "_receive", "_shared", "_stream")
+
+    def __init__(self, shared: Conversations, connection: Connection, receive: PushReceiver) -> None:
+        self._shared = shared
+        self._connection = connection
+        self._stream = connection.stream
+        self._peer_host = connection.peer_host
+        self._receive = receive
+        self._decoder = RequestFrameDecoder(max_frame_size=shared.max_frame_size)
+        self._begun_at = 0.0
+        """When the frame began that is being read, on trio's clock."""
+
+    async def shake_hands(self) -> bool:
         """Do what a connection begins with, which only TLS has; it bounds its time itself."""
-        do_handshake: Callable[[], Awaitable[None]] | None = getattr(stream, "do_handshake", None)
+        do_handshake: Callable[[], Awaitable[None]] | None = getattr(self._stream, "do_handshake", None)
         if do_handshake is None:
             return True
         try:
             await do_handshake()
         except trio.BrokenResourceError as exc:
-            self._tallies.connections_refused["tls"] += 1
-            self._log.log(logging.WARNING, "tls", "request connection from %s refused: %s", peer_host, printable(exc))
+            shared = self._shared
+            shared.tallies.connections_refused["tls"] += 1
+            text = "request connection from %s refused: %s"
+            shared.log.log(logging.WARNING, "tls", text, self._peer_host, printable(exc))
             return False
         return True
 
-    async def _converse(self, connection: Connection, receive: PushReceiver) -> None:
-        stream, peer_host, turns = connection.stream, connection.peer_host, self.turns
-        decoder = RequestFrameDecoder(max_frame_size=self._max_frame_size)
-        frames, begun_at = 0, trio.current_time()
-        while data := await self._receive_some(stream, decoder, begun_at, peer_host):
+    async def converse(self) -> None:
+        """Read, decide and ack until the caller leaves, or says what ends the connection."""
+        connection, decoder, turns = self._connection, self._decoder, self._shared.turns
+        frames = 0
+        while data := await self._receive_some():
             if decoder.is_idle:
-                begun_at = trio.current_time()
+                self._begun_at = trio.current_time()
             decoder.receive_data(data)
             del data  # while it waits for the next, a connection holds nothing of what it has sent
             if _HUGE_FRAME < decoder.announced_size <= decoder.held_bytes:
                 work = heavy_work()
                 await work.wait_turn()
                 work.spent += 2 * decoder.announced_size * SECONDS_A_COPIED_BYTE
-            acks = bytearray()
-            is_over = False
-            frames_now = FRAMES_A_TURN
+            most = FRAMES_A_TURN
             if turns.left <= 0 and decoder.held_bytes >= decoder.announced_size:
-                waits_from = trio.current_time()
-                surplus = decoder.held_bytes - decoder.announced_size
-                frames_now = await turns.wait(is_bulk=surplus >= _FIRST_READ_SIZE)
-                begun_at += trio.current_time() - waits_from  # what is due is its caller's part
-            refusal, has_more = _push_some(decoder, receive, peer_host, acks, turns, frames_now)
+                most = await self._wait_turn()
+            acks, refusal, has_more = self._push_some(most)
             if not connection.is_proven and decoder.frames:
-                self._connections.prove(connection)
+                self._shared.connections.prove(connection)
             while has_more:
                 is_welcome = not any(acks)  # nothing but zeros is the ack of a request that is taken
-                if not await self._send_acks(stream, acks, peer_host):
+                if not await self._send_acks(acks):
                     return
-                frames_now = await turns.go_on(is_welcome=is_welcome)
-                acks = bytearray()
-                refusal, has_more = _push_some(decoder, receive, peer_host, acks, turns, frames_now)
+                acks, refusal, has_more = self._push_some(await turns.go_on(is_welcome=is_welcome))
+            last_ack: str | None = None
             if refusal is not None:
-                acks += encode_ack(await self._refuse(stream, decoder.oversized, refusal, receive, peer_host))
-                is_over = True
+                last_ack = await self._refuse(refusal)
             else:
                 if decoder.frames != frames:  # what is left over began with this read
-                    frames, begun_at = decoder.frames, trio.current_time()
+                    frames, self._begun_at = decoder.frames, trio.current_time()
                 if connection.incomplete or decoder.announced_size > LARGE_FRAME:
-                    overload = self._incomplete.note(connection, decoder.held_bytes)
+                    overload = self._shared.incomplete.note(connection, decoder.held_bytes)
                     if overload is not None:
-                        acks += encode_ack(await self._refuse_unfinished(connection, decoder, overload, receive))
-                        is_over = True
-            if acks and not await self._send_acks(stream, acks, peer_host):
+                        last_ack = await self._refuse_unfinished(overload)
+            if last_ack is not None:
+                acks += encode_ack(last_ack)
+            if acks and not await self._send_acks(acks):
                 return
-            if is_over:
-                await _close_after_refusal(stream)
+            if last_ack is not None:
+                await _close_after_refusal(self._stream)
                 return
         if not decoder.is_idle:
-            logger.debug("request connection from %s ended inside a frame", peer_host)
+            logger.debug("request connection from %s ended inside a frame", self._peer_host)
 
-    async def _receive_some(
-        self, stream: trio.abc.Stream, decoder: RequestFrameDecoder, begun_at: float, peer_host: str | None
-    ) -> bytes | bytearray:
+    async def _receive_some(self) -> bytes | bytearray:
         """Read until the frame that has begun is due; b"" then, as at the end of the stream."""
+        shared, decoder = self._shared, self._decoder
         if decoder.is_idle:
-            if self._idle_timeout is None:
-                return await stream.receive_some(_FIRST_READ_SIZE)
-            with trio.move_on_after(self._idle_timeout):
-                return await stream.receive_some(_FIRST_READ_SIZE)
-            logger.debug("request connection from %s idle for %g s, closing", peer_host, self._idle_timeout)
+            if shared.idle_timeout is None:
+                return await self._stream.receive_some(_FIRST_READ_SIZE)
+            with trio.move_on_after(shared.idle_timeout):
+                return await self._stream.receive_some(_FIRST_READ_SIZE)
+            logger.debug("request connection from %s idle for %g s, closing", self._peer_host, shared.idle_timeout)
             return b""
-        deadline = begun_at + self._frame_timeout + decoder.announced_size / FRAME_BYTES_PER_SECOND
+        deadline = self._begun_at + shared.frame_timeout + decoder.announced_size / FRAME_BYTES_PER_SECOND
         size = _READ_SIZE if decoder.announced_size > _FIRST_READ_SIZE else _FIRST_READ_SIZE
         with trio.move_on_at(deadline):
-            return await stream.receive_some(size)
-        self._tallies.frames_refused["deadline"] += 1
-        self._log.log(
-            logging.WARNING,
-            "frame deadline",
-            "%s sent no whole frame within %g s, closing",
-            peer_host,
-            deadline - begun_at,
-        )
+            return await self._stream.receive_some(size)
+        shared.tallies.frames_refused["deadline"] += 1
+        text = "%s sent no whole frame within %g s, closing"
+        shared.log.log(logging.WARNING, "frame deadline", text, self._peer_host, deadline - self._begun_at)
         return b""
 
-    async def _refuse(
-        self,
-        stream: trio.abc.Stream,
-        oversized: RequestFrame | None,
-        refusal: InvalidMessage,
-        receive: PushReceiver,
-        peer_host: str | None,
-    ) -> str:
-        """Return the ack of a frame that ends its connection; empty where its caller is told on a stream instead."""
-        text = str(refusal) if isinstance(refusal, MessageTooLarge) else "invalid endpoint path"
-        self._tallies.frames_refused["too_large" if isinstance(refusal, MessageTooLarge) else "path"] += 1
-        if oversized is None or not isinstance(refusal, MessageTooLarge):
-            self._log.log(logging.WARNING, "frame refused", "frame from %s refused: %s", peer_host, text)
-            return UNAVAILABLE_PREFIX + text
-        return await _hand_over_start(stream, oversized, refusal, _START_SIZE, receive, peer_host)
+    async def _wait_turn(self) -> int:
+        """Wait for the connection's turn, and return how many frames it is for."""
+        decoder = self._decoder
+        waits_from = trio.current_time()
+        surplus = decoder.held_bytes - decoder.announced_size
+        frames = await self._shared.turns.wait(is_bulk=surplus >= _FIRST_READ_SIZE)
+        self._begun_at += trio.current_time() - waits_from  # what is due is its caller's part
+        return frames
 
-    async def _refuse_unfinished(
-        self, connection: Connection, decoder: RequestFrameDecoder, reason: str, receive: PushReceiver
-    ) -> str:
+    def _push_some(self, most: int) -> tuple[bytearray, InvalidMessage | None, bool]:
+        """Hand over frames that are complete, so many at most, and take them off what is left of the pass.
+
+        Returns their acks, what is wrong with the frame after them, and whether there may be more for another turn.
+
+        A function of its own, so that the last frame goes with its locals: a connection may rest for ever.
+        """
+        decoder, receive, turns = self._decoder, self._receive, self._shared.turns
+        acks = bytearray()
+        left = turns.left
+        last = left - most
+        try:
+            for frame in decoder:
+                acks += encode_ack(receive(Push(_path_of(frame), frame.payload, frame.headers, self._peer_host)))
+                left -= 1
+                if len(frame.payload) >= _COUNTED_SIZE:
+                    left -= min(len(frame.payload), MAX_CONTROL_MESSAGE) // _COUNTED_SIZE
+                turns.left = left
+                if left <= last:
+                    return acks, None, not decoder.is_idle
+        except InvalidMessage as exc:
+            return acks, exc.with_traceback(None), False  # a traceback holds the last frame too
+        return acks, None, False
+
+    async def _refuse(self, refusal: InvalidMessage) -> str:
+        """Return the ack of a frame that ends its connection; empty where its caller is told on a stream instead."""
+        shared, oversized = self._shared, self._decoder.oversized
+        text = str(refusal) if isinstance(refusal, MessageTooLarge) else "invalid endpoint path"
+        shared.tallies.frames_refused["too_large" if isinstance(refusal, MessageTooLarge) else "path"] += 1
+        if oversized is None or not isinstance(refusal, MessageTooLarge):
+            shared.log.log(logging.WARNING, "frame refused", "frame from %s refused: %s", self._peer_host, text)
+            return UNAVAILABLE_PREFIX + text
+        return await self._hand_over_start(oversized, refusal, _START_SIZE)
+
+    async def _refuse_unfinished(self, reason: str) -> str:
         """Return the ack of a frame of which no more is taken, and let go of what is held of it."""
-        started = decoder.discard(_START_SIZE)
-        self._incomplete.note(connection, 0)
-        self._tallies.frames_refused["overloaded"] += 1
-        self._log.log(logging.WARNING, reason, "frame from %s refused: %s", connection.peer_host, reason)
+        shared = self._shared
+        started = self._decoder.discard(_START_SIZE)
+        shared.incomplete.note(self._connection, 0)
+        shared.tallies.frames_refused["overloaded"] += 1
+        shared.log.log(logging.WARNING, reason, "frame from %s refused: %s", self._peer_host, reason)
         if started is None:
             return OVERLOADED_PREFIX + reason
         # No more is waited for than any connection may hold outside the budget, that of small frames.
-        return await _hand_over_start(
-            connection.stream, started, Overloaded(reason), LARGE_FRAME, receive, connection.peer_host
-        )
+        return await self._hand_over_start(started, Overloaded(reason), LARGE_FRAME)
 
-    async def _send_acks(self, stream: trio.abc.Stream, acks: bytearray, peer_host: str | None) -> bool:
+    async def _hand_over_start(self, started: RequestFrame, refusal: IngressError, wanted: int) -> str:
+        """Hand over a frame that is not taken, for its ack; its beginning may name a caller who understands none."""
+        start = bytearray(started.payload)
+        with trio.move_on_after(_START_WAIT):
+            while len(start) < wanted and (data := await self._stream.receive_some(_READ_SIZE)):
+                start += data
+        push = Push(_path_of(started), bytes(start[:_START_SIZE]), started.headers, self._peer_host, refusal)
+        try:
+            return self._receive(push)
+        finally:
+            refusal.__traceback__ = None  # it holds the push, which holds it
+
+    async def _send_acks(self, acks: bytearray) -> bool:
+        """Send them all; False where the caller does not take them, which ends the connection."""
         # Nearly always the kernel takes them at once, and then no deadline is needed: that is a tenth of a request.
-        send_nowait: Callable[[bytearray], int] | None = getattr(stream, "send_nowait", None)
+        send_nowait: Callable[[bytearray], int] | None = getattr(self._stream, "send_nowait", None)
         if send_nowait is not None:
             del acks[: send_nowait(acks)]
             if not acks:
                 return True
-        with trio.move_on_after(self._ack_write_timeout):
-            await stream.send_all(bytes(acks))
+        shared = self._shared
+        with trio.move_on_after(shared.ack_write_timeout):
+            await self._stream.send_all(bytes(acks))
             return True
-        self._tallies.slow_peer_closed["request"] += 1
-        self._log.log(
-            logging.WARNING, "acks unread", "%s read no ack for %g s, closing", peer_host, self._ack_write_timeout
-        )
+        shared.tallies.slow_peer_closed["request"] += 1
+        text = "%s read no ack for %g s, closing"
+        shared.log.log(logging.WARNING, "acks unread", text, self._peer_host, shared.ack_write_timeout)
         return False
-
-
-def _push_some(
-    decoder: RequestFrameDecoder,
-    receive: PushReceiver,
-    peer_host: str | None,
-    acks: bytearray,
-    turns: Turns,
-    most: int,
-) -> tuple[InvalidMessage | None, bool]:
-    """Hand over frames that are complete, so many at most, take them off what is left, and add their acks.
-
-    Returns what is wrong with the frame after them, and whether there may be more for another turn.
-
-    A function of its own, so that the last frame goes with its locals: a connection may rest for ever.
-    """
-    left = turns.left
-    last = left - most
-    try:
-        for frame in decoder:
-            acks += encode_ack(receive(Push(_path_of(frame), frame.payload, frame.headers, peer_host)))
-            left -= 1
-            if len(frame.payload) >= _COUNTED_SIZE:
-                left -= min(len(frame.payload), MAX_CONTROL_MESSAGE) // _COUNTED_SIZE
-            turns.left = left
-            if left <= last:
-                return None, not decoder.is_idle
-    except InvalidMessage as exc:
-        return exc.with_traceback(None), False  # a traceback holds the last frame too
-    return None, False
-
-
-async def _hand_over_start(
-    stream: trio.abc.Stream,
-    started: RequestFrame,
-    refusal: IngressError,
-    wanted: int,
-    receive: PushReceiver,
-    peer_host: str | None,
-) -> str:
-    """Hand over a frame that is not taken, for its ack; its beginning may name a caller who understands none."""
-    start = bytearray(started.payload)
-    with trio.move_on_after(_START_WAIT):
-        while len(start) < wanted and (data := await stream.receive_some(_READ_SIZE)):
-            start += data
-    try:
-        return receive(Push(_path_of(started), bytes(start[:_START_SIZE]), started.headers, peer_host, refusal))
-    finally:
-        refusal.__traceback__ = None  # it holds the push, which holds it
 
 
 async def _close_after_refusal(stream: trio.abc.Stream) -> None:
