@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import trio
+from attrs import frozen
 
 from ._context import Ending, RequestContext
 from ._dial_guard import DialGuard, DialTarget
@@ -34,11 +35,35 @@ _log = RateLimitedLogger(logger)
 InputT = TypeVar("InputT")
 
 
+@frozen
+class DialBacks:
+    """How a worker dials its callers back; one a worker."""
+
+    network: Network
+
+    streams: DialledStreams
+    """Where what serves a stream runs."""
+
+    guard: DialGuard
+    limits: StreamLimits = DEFAULT_STREAM_LIMITS
+
+    def of_request(
+        self, context: RequestContext, peer_host: str | None, open_memory: Callable[[], HeldMemory]
+    ) -> DialBack:
+        """Return the dial-backs of one request.
+
+        Args:
+            peer_host: who sent it; None where it is not known.
+            open_memory: returns the request's account of memory.
+        """
+        return DialBack(self, context, peer_host, open_memory)
+
+
 class DialBack:
     """The dial-backs of one request, the :class:`ingress.abc.Dialer` of its shape, open while inside ``async with``.
 
     Leaving closes every stream that was opened: at once, except after :meth:`let_caller_close_first`; then the response
-    stream is left to ``streams``, to be closed when its caller has closed its side, or after its ``close_wait``.
+    stream is left to the worker's streams, to be closed when its caller has closed its side, or after ``close_wait``.
 
     Each stream has one reader for its whole life, which turns what the caller does into ``context.stop`` and
     ``context.kill``.
@@ -46,29 +71,22 @@ class DialBack:
 
     # Of this and what else an open stream has there may be thousands.
     __slots__ = (
-        *("_caller", "_context", "_guard", "_inputs", "_is_graceful", "_limits", "_network", "_open", "_peer_host"),
-        *("open_memory", "streams"),
+        *("_caller", "_context", "_inputs", "_is_graceful", "_open", "_peer_host"),
+        *("open_memory", "shared"),
     )
 
     def __init__(
         self,
-        network: Network,
-        streams: DialledStreams,
+        shared: DialBacks,
         context: RequestContext,
-        guard: DialGuard,
         peer_host: str | None,
         open_memory: Callable[[], HeldMemory],
-        limits: StreamLimits = DEFAULT_STREAM_LIMITS,
     ) -> None:
-        self.streams = streams
-        """Where what serves a stream runs."""
+        self.shared = shared
         self.open_memory = open_memory
         """Returns the request's account of memory."""
-        self._network = network
         self._context = context
-        self._guard = guard
         self._peer_host = peer_host
-        self._limits = limits
         self._open: list[trio.abc.Stream] = []
         self._caller: _Caller | None = None
         self._inputs: tuple[tuple[RequestInput[Any], trio.CancelScope], ...] = ()
@@ -86,7 +104,7 @@ class DialBack:
         if error is None and self._is_graceful and self._caller is not None and not self._caller.is_gone:
             self._open.remove(self._caller.stream)
             self._caller.has_answer = True
-            self.streams.linger(self._caller.stream, self._limits.close_wait)
+            self.shared.streams.linger(self._caller.stream, self.shared.limits.close_wait)
         self._caller = None
         await self.close()
 
@@ -103,25 +121,25 @@ class DialBack:
         """
         stream = await self._connect(address)
         self._caller = _Caller(stream, self._context, on_broken)
-        self.streams.listen(stream, self._caller)
+        self.shared.streams.listen(stream, self._caller)
         return stream
 
     async def open_request_stream(
         self, stream: StreamAddress, decode: Callable[[bytes], InputT]
     ) -> AsyncIterable[InputT]:
         """See :meth:`ingress.abc.Dialer.open_request_stream`."""
-        info, address = self._guard.check(self._peer_host, self._context.id, stream, "request")
+        info, address = self.shared.guard.check(self._peer_host, self._context.id, stream, "request")
         connection = await self._connect(address)
         handshake = encode_two_part(CallHomeHandshake(info.subject, "request").encode())
         try:
-            with trio.fail_after(self._limits.handshake_timeout):
+            with trio.fail_after(self.shared.limits.handshake_timeout):
                 await connection.send_all(handshake)
         except (trio.TooSlowError, trio.BrokenResourceError) as exc:
             raise ResponseStreamError(f"request stream of {address.host}:{address.port} took no handshake") from exc
-        requests = RequestInput(connection, self._context, decode, self.open_memory(), self._limits)
+        requests = RequestInput(connection, self._context, decode, self.open_memory(), self.shared.limits)
         reading = trio.CancelScope()
         self._inputs += ((requests, reading),)
-        self.streams.start_soon(self._follow, connection, requests, reading)
+        self.shared.streams.start_soon(self._follow, connection, requests, reading)
         return requests
 
     def let_caller_close_first(self) -> None:
@@ -133,10 +151,10 @@ class DialBack:
         if self._caller is not None:
             self._caller.is_gone = True
         for stream in reversed(self._open):  # the response stream first: it is the one that is written
-            await self.streams.close(stream)
+            await self.shared.streams.close(stream)
 
     async def _connect(self, target: DialTarget) -> trio.abc.Stream:
-        guard = self._guard
+        guard = self.shared.guard
         turn: Turn | None = None
         started: TcpConnect | None = None
         if isinstance(target, SocketAddress) and (guard.limits.is_idle or guard.may_connect_at_once(target)):
@@ -159,14 +177,14 @@ class DialBack:
 
     def _begin_to_connect(self, target: SocketAddress) -> TcpStream | TcpConnect | None:
         # Only real TCP has one.
-        start: Callable[[str, int], TcpStream | TcpConnect] | None = getattr(self._network, "start_connect", None)
+        start: Callable[[str, int], TcpStream | TcpConnect] | None = getattr(self.shared.network, "start_connect", None)
         if start is None:
             return None
         try:
             return start(target.host, target.port)
         except OSError as exc:
             if exc.errno not in _OUR_OWN:
-                self._guard.limits.record_failure(target, target, is_silent=False)
+                self.shared.guard.limits.record_failure(target, target, is_silent=False)
             raise ResponseStreamError(f"dial-back to {target.host}:{target.port} {_describe(exc)}") from exc
 
     async def _connect_in_turn(self, turn: Turn, target: DialTarget, started: TcpConnect | None) -> trio.abc.Stream:
@@ -174,17 +192,17 @@ class DialBack:
         stream: trio.abc.Stream | None = None
         failure, is_theirs = "", True
         try:
-            with turn.begin(self._limits.connect_timeout) as scope:
+            with turn.begin(self.shared.limits.connect_timeout) as scope:
                 try:
                     dialled = (
                         target
                         if isinstance(target, SocketAddress)
-                        else await self._guard.resolve(self._peer_host, target)
+                        else await self.shared.guard.resolve(self._peer_host, target)
                     )
                     if started is not None:
                         stream = await started.wait()
                     else:
-                        stream = await self._network.connect(dialled.host, dialled.port)
+                        stream = await self.shared.network.connect(dialled.host, dialled.port)
                 except OSError as exc:
                     failure, is_theirs = _describe(exc), exc.errno not in _OUR_OWN
             if stream is not None:
@@ -215,7 +233,7 @@ class DialBack:
                     if context.is_killed or (context.ending is Ending.STOPPED and context.scope.cancel_called):
                         await self.close()
                     else:
-                        await self.streams.close(stream)
+                        await self.shared.streams.close(stream)
                 nursery.cancel_scope.cancel()
 
 

@@ -15,9 +15,7 @@ from msgspec import UNSET, UnsetType
 
 from ._admission import Admission
 from ._context import Ending, OpenRequests, RequestContext
-from ._dial_guard import DialGuard
-from ._dialback import DialBack
-from ._dialled import DialledStreams
+from ._dialback import DialBacks
 from ._engine import as_async_generator, close_engine
 from ._failures import describe_failure, error_event_of, is_cancellation
 from ._fair_line import of_peer
@@ -26,11 +24,10 @@ from ._logging import request_scope
 from ._pump import pump_response_stream
 from ._push_gate import AdmittedPush, PushGate
 from ._response import Response
-from ._stream_limits import DEFAULT_STREAM_LIMITS, StreamLimits
 from ._text import quoted
 from ._token import TokenGuard
 from ._tracing import EndpointTracer, RequestEnd, RequestStart, end_span, start_span
-from .abc import Engine, IngressDispatch, Network
+from .abc import Engine, IngressDispatch
 from .bodies import SMALL_BODY, is_wait_expected
 from .errors import (
     GenerateError,
@@ -71,15 +68,12 @@ class PushHandler:
         engine: Engine,
         shapes: Sequence[IngressDispatch[Any]],
         *,
-        network: Network,
-        streams: DialledStreams,
+        dial_backs: DialBacks,
         metrics: WorkHandlerMetrics,
         admission: Admission,
-        dial_guard: DialGuard,
         open_requests: OpenRequests | None = None,
         tracer: EndpointTracer | None = None,
         token_guard: TokenGuard | None = None,
-        limits: StreamLimits = DEFAULT_STREAM_LIMITS,
         stop_grace: float = 0.0,
         cleanup_timeout: float = DEFAULT_CLEANUP_TIMEOUT,
     ) -> None:
@@ -92,10 +86,7 @@ class PushHandler:
         if not can_serve:
             names = ", ".join(type(shape).__name__ for shape in shapes) or "none"
             raise StartupError(f"endpoint {endpoint_id}: no shape can serve {engine!r}; installed: {names}")
-        self._network = network
-        self._streams = streams
-        self._dial_guard = dial_guard
-        self._limits = limits
+        self._dial_backs = dial_backs
         self._stop_grace = stop_grace
         self._cleanup_timeout = cleanup_timeout
         self._notify_health: HealthNotifier | None = None
@@ -104,7 +95,7 @@ class PushHandler:
             endpoint_id,
             can_serve,
             admission=admission,
-            dial_guard=dial_guard,
+            dial_guard=dial_backs.guard,
             token_guard=token_guard,
             ledger=self._ledger,
         )
@@ -172,23 +163,14 @@ class PushHandler:
         )
 
     async def _handle(self, admitted: AdmittedPush, context: RequestContext) -> None:
-        limits = self._limits
-        async with DialBack(
-            self._network,
-            self._streams,
-            context,
-            self._dial_guard,
-            admitted.peer_host,
-            admitted.slot.open_memory,
-            limits,
-        ) as dial_back:
+        dial_back = self._dial_backs.of_request(context, admitted.peer_host, admitted.slot.open_memory)
+        async with dial_back:
             response = Response(
                 dial_back,
                 context,
                 admitted.control,
                 admitted.info,
                 admitted.address,
-                limits.write_stall_timeout,
                 self.metrics,
             )
             with self.metrics.request_in_flight(admitted.size) as guard:
@@ -309,7 +291,7 @@ class PushHandler:
                     response.writer,
                     response.progress,
                     self._notify,
-                    self._limits.max_response_chunk,
+                    self._dial_backs.limits.max_response_chunk,
                 )
             except BaseException as exc:
                 failure = exc

@@ -10,14 +10,12 @@ from typing import Any
 from attrs import frozen
 
 from ._context import RequestContext
-from ._dial_guard import DialGuard, DialTarget
-from ._dialback import DialBack
-from ._dialled import DialledStreams
+from ._dial_guard import DialTarget
+from ._dialback import DialBacks
 from ._request_memory import RequestMemory
 from ._response import Response
-from ._stream_limits import DEFAULT_STREAM_LIMITS, StreamLimits
 from ._text import quoted
-from .abc import IngressDispatch, Network, Push
+from .abc import IngressDispatch, Push
 from .errors import IngressError, PublishError, ResponseStreamError
 from .wire.messages import ConnectionInfo, RequestControlMessage
 from .wire.records import EndpointId
@@ -44,27 +42,19 @@ class LegacyTeller:
     """Dials refused legacy callers back; one a worker."""
 
     def __init__(
-        self,
-        network: Network,
-        streams: DialledStreams,
-        shapes: Sequence[IngressDispatch[Any]],
-        dial_guard: DialGuard,
-        request_memory: RequestMemory,
-        limits: StreamLimits = DEFAULT_STREAM_LIMITS,
+        self, shapes: Sequence[IngressDispatch[Any]], dial_backs: DialBacks, request_memory: RequestMemory
     ) -> None:
-        self._network = network
-        self._streams = streams
         self._shapes = shapes
-        self._dial_guard = dial_guard
+        self._dial_backs = dial_backs
+        self._descriptors = dial_backs.streams.descriptors
         self._request_memory = request_memory
-        self._limits = limits
         self._pending = 0
 
     def plan(self, push: Push, error: IngressError) -> LegacyRefusal | None:
         """Return how the caller is told, or None where the refusal ack is understood or all there is."""
         if isinstance(error, ResponseStreamError) or self._pending >= MAX_PENDING:
             return None
-        if not self._streams.descriptors.has_room_for_refusal:
+        if not self._descriptors.has_room_for_refusal:
             return None
         try:
             shape = next(shape for shape in self._shapes if shape.accepts(push.payload))
@@ -72,33 +62,27 @@ class LegacyTeller:
             control = read(push.payload)
             if control is None or not control.is_from_legacy_caller:
                 return None
-            info, address = self._dial_guard.check(push.peer_host, control.id, control.connection_info, "response")
+            info, address = self._dial_backs.guard.check(
+                push.peer_host, control.id, control.connection_info, "response"
+            )
         except Exception:  # whatever it is, it has been counted and logged with the refusal itself
             return None
         self._pending += 1
-        self._streams.descriptors.held += 1
+        self._descriptors.held += 1
         return LegacyRefusal(push.peer_host, control, info, address)
 
     async def tell(self, refusal: LegacyRefusal, text: str) -> None:
         """Dial back, send the error prologue and the sentinel. Raises nothing but cancellation."""
         context = RequestContext(request_id=refusal.control.id, endpoint=_ENDPOINT_OF_NOBODY, metadata={}, headers={})
         try:
-            async with DialBack(
-                self._network,
-                self._streams,
-                context,
-                self._dial_guard,
-                refusal.peer_host,
-                partial(self._request_memory.open, refusal.peer_host),
-                self._limits,
-            ) as dial_back:
+            open_memory = partial(self._request_memory.open, refusal.peer_host)
+            async with self._dial_backs.of_request(context, refusal.peer_host, open_memory) as dial_back:
                 response = Response(
                     dial_back,
                     context,
                     refusal.control,
                     refusal.info,
                     refusal.address,
-                    self._limits.write_stall_timeout,
                 )
                 with context.scope:
                     try:
@@ -113,4 +97,4 @@ class LegacyTeller:
             logger.exception("refusal of %s: internal error", quoted(context.id))
         finally:
             self._pending -= 1
-            self._streams.descriptors.held -= 1
+            self._descriptors.held -= 1

@@ -26,7 +26,7 @@ class Response:
     """
 
     __slots__ = (
-        *("_address", "_context", "_info", "_meter", "_stall_timeout", "_writer", "dial_back", "error_type"),
+        *("_address", "_context", "_info", "_meter", "_writer", "dial_back", "error_type"),
         *("is_clean_end", "is_whole", "progress", "publish_error", "sender"),
     )
 
@@ -37,7 +37,6 @@ class Response:
         control: RequestControlMessage,
         info: ConnectionInfo,
         address: DialTarget,
-        stall_timeout: float,
         meter: ResponseMeter | None = None,
     ) -> None:
         self.dial_back = dial_back
@@ -52,7 +51,6 @@ class Response:
         self._context = context
         self._info = info
         self._address = address
-        self._stall_timeout = stall_timeout
         self._meter = meter
         self.error_type: str | None = None
         """How the answer failed first: one of the ``ERROR_TYPES``, ``queue_deadline`` or ``overloaded``."""
@@ -74,9 +72,9 @@ class Response:
             stream = await self.dial_back.open_response_stream(self._address, self._on_failure)
             self._writer = ResponseWriter(
                 stream,
-                self.dial_back.streams,
+                self.dial_back.shared.streams,
                 on_failure=self._on_failure,
-                stall_timeout=self._stall_timeout,
+                stall_timeout=self.dial_back.shared.limits.write_stall_timeout,
                 meter=self._meter,
                 open_memory=self.dial_back.open_memory,
             )

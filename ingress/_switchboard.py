@@ -8,17 +8,15 @@ from typing import Any
 
 from ._admission import Admission
 from ._context import OpenRequests
-from ._dial_guard import DialGuard
-from ._dialled import DialledStreams
+from ._dialback import DialBacks
 from ._failures import refusal_text
 from ._handler import PushHandler
 from ._legacy import LegacyTeller
 from ._life import Life, Phase
-from ._stream_limits import StreamLimits
 from ._text import RateLimitedLogger, printable, quoted
 from ._token import TokenGuard
 from ._tracing import Tracer
-from .abc import Engine, IngressDispatch, Network, Push
+from .abc import Engine, IngressDispatch, Push
 from .errors import IngressError, Unavailable
 from .metrics import WorkerMetrics
 from .wire.records import EndpointId
@@ -39,15 +37,12 @@ class Switchboard:
         shapes: Sequence[IngressDispatch[Any]],
         *,
         life: Life,
-        network: Network,
-        streams: DialledStreams,
+        dial_backs: DialBacks,
         metrics: WorkerMetrics,
         labels: Mapping[EndpointId, Mapping[str, str]],
         admission: Admission,
         open_requests: OpenRequests,
-        dial_guard: DialGuard,
         token_guard: TokenGuard | None,
-        limits: StreamLimits,
         stop_grace: float,
         tracer: Tracer | None,
     ) -> None:
@@ -56,14 +51,11 @@ class Switchboard:
                 endpoint_id,
                 engine,
                 shapes,
-                network=network,
-                streams=streams,
+                dial_backs=dial_backs,
                 metrics=metrics.endpoint(endpoint_id, labels.get(endpoint_id)),
                 admission=admission,
                 open_requests=open_requests,
-                dial_guard=dial_guard,
                 token_guard=token_guard,
-                limits=limits,
                 stop_grace=stop_grace,
                 tracer=None if tracer is None else tracer.endpoint(endpoint_id, instance_id),
             )
@@ -73,7 +65,7 @@ class Switchboard:
         """The handlers by what callers name them, as the records tell."""
         self._life = life
         self._metrics = metrics
-        self._legacy = LegacyTeller(network, streams, shapes, dial_guard, admission.request_memory, limits)
+        self._legacy = LegacyTeller(shapes, dial_backs, admission.request_memory)
         self._wants_tokens = token_guard is not None
         self._log = RateLimitedLogger(logger)
 

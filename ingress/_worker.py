@@ -17,6 +17,7 @@ from ._checks import check_seconds
 from ._context import OpenRequests
 from ._descriptors import StreamDescriptors
 from ._dial_policy import DialPolicy
+from ._dialback import DialBacks
 from ._dialled import DialledStreams
 from ._drain import DEFAULT_DRAIN_BUDGET, DEFAULT_LINGER, drain
 from ._engine import make_engine
@@ -194,15 +195,12 @@ class Worker:
             self._engines,
             shapes,
             life=self._life,
-            network=self._network,
-            streams=self._streams,
+            dial_backs=DialBacks(self._network, self._streams, self._dial_guard, limits),
             metrics=self.metrics,
             labels=labels,
             admission=self.admission,
             open_requests=self.open_requests,
-            dial_guard=self._dial_guard,
             token_guard=self._token_guard,
-            limits=limits,
             stop_grace=stop_grace,
             tracer=tracer,
         )

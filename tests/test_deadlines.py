@@ -15,7 +15,7 @@ from ingress import Worker
 from ingress._context import RequestContext
 from ingress._dial_guard import DialGuard
 from ingress._dial_policy import DialPolicy
-from ingress._dialback import DialBack
+from ingress._dialback import DialBacks
 from ingress._dialled import DialledStreams
 from ingress._network import TcpListener, TcpNetwork
 from ingress._request_memory import RequestMemory
@@ -163,15 +163,8 @@ async def test_a_caller_that_takes_no_handshake_of_a_request_stream_is_given_up(
     address = ConnectionInfo("127.0.0.1:5000", "s", "r", "request").to_address()
     guard = DialGuard(DialPolicy("any"))
     async with await network.open_listener("127.0.0.1", 5000):
-        async with DialBack(
-            network,
-            DialledStreams(),
-            context,
-            guard,
-            "127.0.0.1",
-            lambda: RequestMemory().open(None),
-            StreamLimits(handshake_timeout=2.5),
-        ) as dial_back:
+        dial_backs = DialBacks(network, DialledStreams(), guard, StreamLimits(handshake_timeout=2.5))
+        async with dial_backs.of_request(context, "127.0.0.1", lambda: RequestMemory().open(None)) as dial_back:
             with pytest.raises(ResponseStreamError, match="took no handshake"):
                 await dial_back.open_request_stream(address, bytes)
         assert trio.current_time() == pytest.approx(2.5)

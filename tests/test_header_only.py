@@ -23,7 +23,7 @@ from ingress import Context, Engine, MemoryDiscovery, ParsedRequest, serving
 from ingress._context import RequestContext
 from ingress._dial_guard import DialGuard
 from ingress._dial_policy import DialPolicy
-from ingress._dialback import DialBack
+from ingress._dialback import DialBacks
 from ingress._dialled import DialledStreams
 from ingress._engine import make_engine
 from ingress._request_memory import HeldMemory, RequestMemory
@@ -897,9 +897,8 @@ async def test_a_third_partys_decode_function_that_fails_ends_its_request_and_no
     async with await network.open_listener(HOST, 5000) as listener, trio.open_nursery() as nursery:
         await nursery.start(streams.serve)
         with trio.fail_after(5):
-            async with DialBack(
-                network, streams, context, DialGuard(DialPolicy("any")), HOST, open_memory
-            ) as dial_back:
+            dial_backs = DialBacks(network, streams, DialGuard(DialPolicy("any")))
+            async with dial_backs.of_request(context, HOST, open_memory) as dial_back:
                 await dial_back.open_request_stream(request_stream(), decode)
                 caller = await listener.accept()
                 await caller.send_all(frame(1))
@@ -921,7 +920,8 @@ async def test_a_refused_request_stream_raises_before_anything_is_dialled() -> N
     context = RequestContext(request_id="r", endpoint=EndpointId("a", "b", "c"), metadata={}, headers={})
 
     guard = DialGuard(DialPolicy("cidr", allow=["10.0.0.0/8"]))
-    async with DialBack(network, DialledStreams(), context, guard, HOST, open_memory) as dial_back:
+    dial_backs = DialBacks(network, DialledStreams(), guard)
+    async with dial_backs.of_request(context, HOST, open_memory) as dial_back:
         with pytest.raises(ResponseStreamError, match="lies in none of dial_allow"):
             await dial_back.open_request_stream(request_stream(), bytes)
     assert network.connects == []

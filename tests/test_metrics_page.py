@@ -84,7 +84,8 @@ class Served:
         await self.connection.ask(self.caller.payload("x", nobody))
         # A minute is what a caller that does not read is given.
         for handler in self.worker.handlers.values():
-            handler._limits = evolve(handler._limits, write_stall_timeout=0.3)
+            limits = evolve(handler._dial_backs.limits, write_stall_timeout=0.3)
+            handler._dial_backs = evolve(handler._dial_backs, limits=limits)
         await self.caller.call(self.connection, "flood")
 
 

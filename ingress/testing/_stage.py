@@ -14,6 +14,7 @@ from .._admission import Admission
 from .._context import OpenRequests
 from .._dial_guard import DialGuard
 from .._dial_policy import DialPolicy
+from .._dialback import DialBacks
 from .._dialled import DialledStreams
 from .._handler import PushHandler
 from .._push_gate import AdmittedPush
@@ -58,11 +59,9 @@ class Stage:
             ENDPOINT,
             engine,
             shapes,
-            network=network,
-            streams=streams,
+            dial_backs=DialBacks(network, streams, DialGuard(DialPolicy("any"))),
             metrics=self._metrics.endpoint(ENDPOINT),
             admission=self._admission,
-            dial_guard=DialGuard(DialPolicy("any"), ()),
             open_requests=self.open_requests,
         )
 
