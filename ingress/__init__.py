@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ._threads import start_engine_thread as start_engine_thread
     from ._token import TokenKeys as TokenKeys
     from ._worker import Worker as Worker
+    from ._worker_options import WorkerOptions as WorkerOptions
     from .abc import AdmissionPolicy as AdmissionPolicy
     from .abc import Context as Context
     from .abc import Dialer as Dialer
@@ -64,6 +65,7 @@ _HOMES = {
     "TlsOptions": "tls",
     "TokenKeys": "_token",
     "Worker": "_worker",
+    "WorkerOptions": "_worker_options",
     "bidirectional": "_engine",
     "make_worker": "_serve",
     "open_client": "client",

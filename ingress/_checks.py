@@ -27,6 +27,11 @@ def check_count(name: str, value: int, *, most: int | None = None) -> None:
     _check(name, expected, value, is_good=is_whole and value >= 1 and (most is None or value <= most))
 
 
+def a_duration(_: object, attribute: Attribute[float], value: float) -> None:
+    """:func:`check_seconds` as a validator of attrs."""
+    check_seconds(attribute.name, value)
+
+
 def a_deadline(_: object, attribute: Attribute[float], value: float) -> None:
     """:func:`check_deadline` as a validator of attrs."""
     check_deadline(attribute.name, value)

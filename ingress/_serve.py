@@ -18,6 +18,7 @@ from ._process_memory import exempt_what_stays, give_back_freed_memory, give_bac
 from ._task_tree import dump_tasks_on_signal
 from ._text import quoted
 from ._worker import CLOSING_TIME, EngineLike, Worker
+from ._worker_options import WorkerOptions
 from .discovery import FileDiscovery, default_directory
 from .errors import StartupError
 
@@ -39,9 +40,7 @@ def make_worker(
 
     Args:
         endpoint: ``namespace.component.endpoint`` of a single engine.
-        options: the keyword arguments of :class:`Worker`; without ``discovery`` the file store that ``DYN_FILE_KV``
-            names. ``discovery`` and ``plane`` are objects, or names of plug-ins; a plane that is an object has its own
-            idea of ``host``, ``port``, ``advertise`` and ``max_frame_size``.
+        options: those of :class:`WorkerOptions`; without ``discovery`` the file store that ``DYN_FILE_KV`` names.
 
     Raises:
         StartupError: an engine, a name or an option cannot be used.
@@ -54,7 +53,7 @@ def make_worker(
         endpoints = {endpoint or DEFAULT_ENDPOINT: engine}
     options.setdefault("discovery", FileDiscovery(default_directory(os.environ)))
     try:
-        return Worker(endpoints, **options)
+        return Worker(endpoints, WorkerOptions(**options))
     except ValueError as exc:
         raise StartupError(str(exc)) from exc
 

@@ -27,7 +27,7 @@ FRAME_BYTES_PER_SECOND = 64 * 1024
 
 @frozen
 class StreamLimits:
-    """The limits of response and request streams; see :class:`ingress.Worker`.
+    """The limits of response and request streams; see :class:`ingress.WorkerOptions`.
 
     Raises:
         ValueError: a value can be no limit.

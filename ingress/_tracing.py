@@ -68,7 +68,7 @@ class EndpointTracer(Protocol):
 
 
 class Tracer(Protocol):
-    """A tracing system, as :class:`ingress.Worker` takes one."""
+    """A tracing system, as :class:`ingress.WorkerOptions` takes one."""
 
     def endpoint(self, endpoint_id: EndpointId, instance_id: int) -> EndpointTracer:
         """Return what traces the requests of one endpoint."""

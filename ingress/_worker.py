@@ -3,60 +3,52 @@
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
 import trio
-from prometheus_client import CollectorRegistry
 
-from ._admission import DEFAULT_ENGINE_REQUEST_LIMIT, DEFAULT_REQUEST_QUEUE_LIMIT, Admission
-from ._checks import check_seconds
 from ._context import OpenRequests
 from ._descriptors import StreamDescriptors
 from ._dial_policy import DialPolicy
 from ._dialback import DialBacks
 from ._dialled import DialledStreams
-from ._drain import DEFAULT_DRAIN_BUDGET, DEFAULT_LINGER, drain
+from ._drain import drain
 from ._engine import make_engine
 from ._life import Life, Phase
-from ._memory_watermark import DEFAULT_MEMORY_WATERMARK, MemoryWatermark, find_memory_limit
+from ._memory_watermark import MemoryWatermark, find_memory_limit
 from ._open_doors import warn_of_open_doors
-from ._plugins import load_discovery, load_plane, load_shapes
-from ._request_memory import RequestMemory
-from ._stream_limits import (
-    DEFAULT_CLOSE_WAIT,
-    DEFAULT_CONNECT_TIMEOUT,
-    DEFAULT_FRAME_TIMEOUT,
-    DEFAULT_HANDSHAKE_TIMEOUT,
-    DEFAULT_WRITE_STALL_TIMEOUT,
-    StreamLimits,
-)
+from ._plugins import load_discovery, load_shapes
 from ._switchboard import Switchboard
 from ._tallies import Tallies
-from ._token import TokenGuard, TokenKeys
-from ._tracing import Tracer
+from ._token import TokenGuard
 from ._version import __version__
-from ._worker_parts import by_endpoint, find_stream_limit, make_dial_guard, make_metrics, make_network
-from .abc import AdmissionPolicy, Discovery, Engine, IngressDispatch, Network, PlaneOptions, RequestPlane
+from ._worker_options import WorkerOptions
+from ._worker_parts import (
+    by_endpoint,
+    find_stream_limit,
+    make_admission,
+    make_dial_guard,
+    make_metrics,
+    make_network,
+    make_plane,
+)
+from .abc import Engine
 from .errors import StartupError
 from .metrics import WorkerMetrics
-from .models import ModelLike, ModelSet
-from .planes.tcp import DEFAULT_ACK_WRITE_TIMEOUT, DEFAULT_HOST, TcpRequestPlane
+from .models import ModelSet
+from .planes.tcp import TcpRequestPlane
 from .status import STARTING, StatusOptions, WorkerStatus
-from .tls import TlsContexts, TlsNetwork, TlsOptions
-from .wire.codec import DEFAULT_MAX_RESPONSE_CHUNK, codec_named
+from .tls import TlsContexts, TlsNetwork
+from .wire.codec import codec_named
 from .wire.records import EndpointId, InstanceRecord
-from .wire.request_frame import DEFAULT_MAX_FRAME_SIZE
 
 logger = logging.getLogger("ingress.worker")
 
 # At the very end, for callers that have their sentinel and are about to close.
 CLOSING_TIME = 0.75
-
-DEFAULT_PLANE = "tcp"
 
 # Not ready from then on: at the third missed renewal callers have dropped the records (docs/wire.md §7).
 MAX_MISSED_RENEWALS = 2
@@ -65,129 +57,59 @@ EngineLike = Engine | Callable[..., Any] | Sequence[Engine | Callable[..., Any]]
 
 
 class Worker:
-    """Serves endpoints until told to drain; see :func:`ingress.serving` for the arguments."""
+    """Serves endpoints until told to drain; made by :func:`ingress.serving` and :func:`ingress.run`, or here.
 
-    def __init__(
-        self,
-        endpoints: Mapping[str, EngineLike],
-        *,
-        discovery: Discovery | str,
-        plane: RequestPlane | str = DEFAULT_PLANE,
-        network: Network | None = None,
-        host: str = DEFAULT_HOST,
-        port: int = 0,
-        advertise: str | None = None,
-        codec: str = "msgpack",
-        shapes: Sequence[IngressDispatch[Any]] | None = None,
-        registry: CollectorRegistry | None = None,
-        metrics_labels: Mapping[str, Mapping[str, str]] | None = None,
-        max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
-        max_connections: int | None = None,
-        max_connections_per_peer: int | None = None,
-        max_incomplete_bytes: int | None = None,
-        frame_timeout: float = DEFAULT_FRAME_TIMEOUT,
-        idle_timeout: float | None = None,
-        ack_write_timeout: float = DEFAULT_ACK_WRITE_TIMEOUT,
-        connect_timeout: float = DEFAULT_CONNECT_TIMEOUT,
-        handshake_timeout: float = DEFAULT_HANDSHAKE_TIMEOUT,
-        write_stall_timeout: float = DEFAULT_WRITE_STALL_TIMEOUT,
-        close_wait: float = DEFAULT_CLOSE_WAIT,
-        max_response_chunk: int = DEFAULT_MAX_RESPONSE_CHUNK,
-        engine_request_limit: int = DEFAULT_ENGINE_REQUEST_LIMIT,
-        request_queue_limit: int = DEFAULT_REQUEST_QUEUE_LIMIT,
-        queue_deadline: float | None = None,
-        admission: AdmissionPolicy | None = None,
-        max_inflight_per_peer: int | None = None,
-        max_request_memory: int | None = None,
-        memory_watermark: float | None = DEFAULT_MEMORY_WATERMARK,
-        dial_policy: DialPolicy | None = None,
-        stop_grace: float = 0.0,
-        linger: float = DEFAULT_LINGER,
-        drain_budget: float = DEFAULT_DRAIN_BUDGET,
-        instance_id: int | None = None,
-        status: StatusOptions | None = None,
-        tracer: Tracer | None = None,
-        model: ModelLike | Mapping[str, ModelLike] | None = None,
-        tls: TlsOptions | None = None,
-        token_keys: TokenKeys | None = None,
-    ) -> None:
+    Args:
+        endpoints: an engine, or several by modality, for each ``namespace.component.endpoint``.
+
+    Raises:
+        StartupError: there is no endpoint, or one cannot be served as it is asked for.
+        ValueError: an option can be no limit.
+    """
+
+    def __init__(self, endpoints: Mapping[str, EngineLike], options: WorkerOptions) -> None:
         if not endpoints:
             raise StartupError("a worker needs at least one endpoint")
-        self.instance_id = secrets.randbits(64) if instance_id is None else instance_id
-        self.codec = codec_named(codec).name
+        self.instance_id = secrets.randbits(64) if options.instance_id is None else options.instance_id
+        self.codec = codec_named(options.codec).name
         # -- its life --
-        for name, seconds in (("stop_grace", stop_grace), ("linger", linger), ("drain_budget", drain_budget)):
-            check_seconds(name, seconds)
-        self.linger = linger
-        self.drain_budget = drain_budget
+        self.linger = options.linger
+        self.drain_budget = options.drain_budget
         self._life = Life()
         self.closing = trio.Event()
         """Set when the drain is over; what has not ended :data:`CLOSING_TIME` later is cancelled."""
         # -- who comes in --
-        limits = StreamLimits(
-            connect_timeout=connect_timeout,
-            handshake_timeout=handshake_timeout,
-            write_stall_timeout=write_stall_timeout,
-            close_wait=close_wait,
-            max_response_chunk=max_response_chunk,
-            frame_timeout=frame_timeout,
-            max_frame_size=max_frame_size,
-        )
+        limits = options.stream_limits
         descriptors = StreamDescriptors()
-        memory = None if memory_watermark is None else MemoryWatermark(memory_watermark, find_memory_limit())
-        self.admission = Admission(
-            engine_request_limit,
-            request_queue_limit,
-            policy=admission,
-            queue_deadline=queue_deadline,
-            max_inflight_per_peer=max_inflight_per_peer,
-            memory=memory,
-            request_memory=RequestMemory(max_request_memory, max_frame_size),
-            descriptors=descriptors,
-        )
+        watermark = options.memory_watermark
+        memory = None if watermark is None else MemoryWatermark(watermark, find_memory_limit())
+        self.admission = make_admission(options, memory, descriptors)
         self.open_requests = OpenRequests()
         # -- where it is found, and how it is reached --
+        discovery = options.discovery
         self._discovery = load_discovery(discovery) if isinstance(discovery, str) else discovery
-        network = make_network(write_stall_timeout, ack_write_timeout) if network is None else network
-        self.tls = None if tls is None else TlsContexts(tls)
+        network = make_network(options) if options.network is None else options.network
+        self.tls = None if options.tls is None else TlsContexts(options.tls)
         """The certificates in use; None without TLS."""
         self._network = network if self.tls is None else TlsNetwork(network, self.tls)
-        self._token_guard = None if token_keys is None else TokenGuard(token_keys)
-        shapes = list(load_shapes() if shapes is None else shapes)
-        self.plane = plane if isinstance(plane, str) else type(plane).__name__
+        self._token_guard = None if options.token_keys is None else TokenGuard(options.token_keys)
+        shapes = list(load_shapes() if options.shapes is None else options.shapes)
+        self.plane = options.plane if isinstance(options.plane, str) else type(options.plane).__name__
         """The request plane's name."""
-        if isinstance(plane, str):
-            plane = load_plane(
-                plane,
-                PlaneOptions(
-                    network=self._network,
-                    host=host,
-                    port=port,
-                    advertise=advertise,
-                    max_frame_size=max_frame_size,
-                    max_connections=max_connections,
-                    max_connections_per_peer=max_connections_per_peer,
-                    max_incomplete_bytes=max_incomplete_bytes,
-                    frame_timeout=frame_timeout,
-                    idle_timeout=idle_timeout,
-                    ack_write_timeout=ack_write_timeout,
-                    environ=os.environ,
-                    is_short_of_memory=None if memory is None else memory.is_exceeded,
-                ),
-            )
-        self._plane = plane
-        descriptors.set_total(find_stream_limit(plane, network, max_connections))
-        self._tallies = plane.tallies if isinstance(plane, TcpRequestPlane) else Tallies()
+        self._plane = make_plane(options, self._network, memory)
+        descriptors.set_total(find_stream_limit(self._plane, network, options.max_connections))
+        self._tallies = self._plane.tallies if isinstance(self._plane, TcpRequestPlane) else Tallies()
         self._own_addresses: list[tuple[str, int]] = []
-        self._dial_policy = DialPolicy() if dial_policy is None else dial_policy
+        self._dial_policy = DialPolicy() if options.dial_policy is None else options.dial_policy
         self._dial_guard = make_dial_guard(self._dial_policy, self._own_addresses, self._network, self._tallies)
         self._streams = DialledStreams(descriptors)
         # -- what it serves --
         engines = {name: make_engine(engine) for name, engine in by_endpoint(endpoints).items()}
-        self.models = ModelSet(model, engines)
+        self.models = ModelSet(options.model, engines)
         """The cards that make models of endpoints for the real frontend; none by default."""
         self._engines = self.models.adapted(engines)
-        labels = by_endpoint(metrics_labels or {})
+        labels = by_endpoint(options.metrics_labels or {})
+        registry = options.registry
         self.metrics = make_metrics(self.instance_id, self._engines, labels, registry, self.admission, self._tallies)
         self._watch(self.metrics)
         self._switchboard = Switchboard(
@@ -201,11 +123,11 @@ class Worker:
             admission=self.admission,
             open_requests=self.open_requests,
             token_guard=self._token_guard,
-            stop_grace=stop_grace,
-            tracer=tracer,
+            stop_grace=options.stop_grace,
+            tracer=options.tracer,
         )
         self.handlers = self._switchboard.handlers
-        self.status = self._make_status(status or StatusOptions())
+        self.status = self._make_status(options.status or StatusOptions())
 
     def _watch(self, metrics: WorkerMetrics) -> None:
         """Have the metrics look at the worker at each scrape."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
@@ -9,12 +10,16 @@ from prometheus_client import CollectorRegistry
 
 from ._admission import Admission
 from ._checks import check_deadline
-from ._descriptors import present_descriptors, share_descriptors
+from ._descriptors import StreamDescriptors, present_descriptors, share_descriptors
 from ._dial_guard import DialGuard
 from ._dial_policy import DialPolicy
+from ._memory_watermark import MemoryWatermark
 from ._network import DEFAULT_USER_TIMEOUT, TcpNetwork
+from ._plugins import load_plane
+from ._request_memory import RequestMemory
 from ._tallies import Tallies
-from .abc import Network, RequestPlane
+from ._worker_options import WorkerOptions
+from .abc import Network, PlaneOptions, RequestPlane
 from .errors import StartupError
 from .metrics import WorkerMetrics
 from .planes.tcp import TcpRequestPlane
@@ -35,10 +40,53 @@ def by_endpoint(named: Mapping[str, ValueT]) -> dict[EndpointId, ValueT]:
         raise StartupError(str(exc)) from exc
 
 
-def make_network(write_stall_timeout: float, ack_write_timeout: float) -> TcpNetwork:
+def make_admission(options: WorkerOptions, memory: MemoryWatermark | None, descriptors: StreamDescriptors) -> Admission:
+    """Return what admits requests, as the options limit them."""
+    return Admission(
+        options.engine_request_limit,
+        options.request_queue_limit,
+        policy=options.admission,
+        queue_deadline=options.queue_deadline,
+        max_inflight_per_peer=options.max_inflight_per_peer,
+        memory=memory,
+        request_memory=RequestMemory(options.max_request_memory, options.max_frame_size),
+        descriptors=descriptors,
+    )
+
+
+def make_network(options: WorkerOptions) -> TcpNetwork:
     """Return TCP whose own patience ends after that of the planes: our limits come first, and are counted."""
-    check_deadline("ack_write_timeout", ack_write_timeout)
-    return TcpNetwork(user_timeout=max(DEFAULT_USER_TIMEOUT, write_stall_timeout + 3, ack_write_timeout + 3))
+    check_deadline("ack_write_timeout", options.ack_write_timeout)
+    longest = max(options.write_stall_timeout, options.ack_write_timeout)
+    return TcpNetwork(user_timeout=max(DEFAULT_USER_TIMEOUT, longest + 3))
+
+
+def make_plane(options: WorkerOptions, network: Network, memory: MemoryWatermark | None) -> RequestPlane:
+    """Return the plane that the options have or name.
+
+    Raises:
+        StartupError: there is none of that name, or it cannot be made.
+    """
+    if not isinstance(options.plane, str):
+        return options.plane
+    return load_plane(
+        options.plane,
+        PlaneOptions(
+            network=network,
+            host=options.host,
+            port=options.port,
+            advertise=options.advertise,
+            max_frame_size=options.max_frame_size,
+            max_connections=options.max_connections,
+            max_connections_per_peer=options.max_connections_per_peer,
+            max_incomplete_bytes=options.max_incomplete_bytes,
+            frame_timeout=options.frame_timeout,
+            idle_timeout=options.idle_timeout,
+            ack_write_timeout=options.ack_write_timeout,
+            environ=os.environ,
+            is_short_of_memory=None if memory is None else memory.is_exceeded,
+        ),
+    )
 
 
 def find_stream_limit(plane: RequestPlane, network: Network, max_connections: int | None) -> int | None:

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ingress import Worker
+from ingress import make_worker
 from ingress.discovery import MemoryDiscovery
 from ingress.metrics import ERROR_TYPES, OUTCOMES, UNROUTED_REASONS
 
@@ -41,7 +41,7 @@ def settings_table() -> str:
 
 def metrics_table() -> str:
     """Every family of the page; ``(endpoint)`` stands for the four labels of an endpoint."""
-    worker = Worker({"demo.backend.generate": _engine}, discovery=MemoryDiscovery())
+    worker = make_worker({"demo.backend.generate": _engine}, discovery=MemoryDiscovery())
     worker.metrics.endpoints[0].count_error("generate")  # a released worker has no error series either before the first
     rows = []
     for family in sorted(worker.metrics.registry.collect(), key=lambda family: family.name):

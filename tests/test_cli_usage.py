@@ -19,7 +19,7 @@ from ingress.cli._errors import CommandError, print_error
 from ingress.cli._options import DiscoveryOptions, check_endpoint, parse_pairs
 from ingress.cli._payloads import json_line, print_document, read_request, text_for, text_of
 from ingress.cli._serve import pair_endpoints
-from ingress.cli._worker_options import DEFAULT_WORKER, WorkerOptions
+from ingress.cli._worker_flags import DEFAULT_WORKER, WorkerFlags
 from ingress.wire.records import EndpointId, InstanceRecord
 
 CAPTURES = Path(__file__).parent / "captures"
@@ -159,11 +159,11 @@ def test_a_bad_variable_is_a_usage_error_that_names_it(
 # -- flag, variable, default ------------------------------------------------------------------------------------------
 
 
-def worker_options(arguments: list[str]) -> WorkerOptions:
+def worker_options(arguments: list[str]) -> WorkerFlags:
     """Parse a ``serve`` line, and return the options instead of serving."""
-    seen: list[WorkerOptions] = []
+    seen: list[WorkerFlags] = []
 
-    def serve(*targets: str, worker: WorkerOptions = DEFAULT_WORKER) -> int:
+    def serve(*targets: str, worker: WorkerFlags = DEFAULT_WORKER) -> int:
         seen.append(worker)
         return 0
 

@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from ingress import Worker
+from ingress import WorkerOptions, make_worker
 from ingress._context import RequestContext
 from ingress._dial_guard import DialGuard
 from ingress._dial_policy import DialPolicy
@@ -19,9 +19,8 @@ from ingress._dialback import DialBacks
 from ingress._dialled import DialledStreams
 from ingress._network import TcpListener, TcpNetwork
 from ingress._request_memory import RequestMemory
-from ingress._serve import make_worker
 from ingress._stream_limits import StreamLimits
-from ingress.cli._worker_options import WorkerOptions
+from ingress.cli._worker_flags import WorkerFlags
 from ingress.discovery import MemoryDiscovery
 from ingress.errors import ResponseStreamError, StartupError
 from ingress.testing import MemoryNetwork
@@ -94,13 +93,13 @@ RENAMED = {"linger": "grace", "max_frame_size": "max_message_size"}
 def test_a_limit_is_a_flag_with_a_variable_and_the_default_of_the_argument(name: str) -> None:
     flag = f"--{RENAMED.get(name, name).replace('_', '-')}"
     [option] = [option for option in serve_options() if flag in option.flags]
-    assert option.default == inspect.signature(Worker).parameters[name].default
+    assert option.default == inspect.signature(WorkerOptions).parameters[name].default
     assert len(option.variables) == 1
 
 
 def test_names_are_looked_up_where_the_flag_says_so() -> None:
-    assert not WorkerOptions().keywords([])["dial_policy"].resolve_names
-    assert WorkerOptions(resolve_names=True).keywords([])["dial_policy"].resolve_names
+    assert not WorkerFlags().keywords([])["dial_policy"].resolve_names
+    assert WorkerFlags(resolve_names=True).keywords([])["dial_policy"].resolve_names
 
 
 # -- obeyed ----------------------------------------------------------------------------------------------------------
@@ -185,7 +184,7 @@ async def test_a_chunk_above_the_limit_is_the_engines_failure() -> None:
 async def test_d13_the_kernel_does_not_give_a_peer_up_before_the_write_stall_timeout(
     stall: float, expected: int
 ) -> None:
-    worker = Worker({"a.b.c": engine}, discovery=MemoryDiscovery(), write_stall_timeout=stall)
+    worker = make_worker({"a.b.c": engine}, discovery=MemoryDiscovery(), write_stall_timeout=stall)
     network = worker._network
     assert isinstance(network, TcpNetwork)
     async with await network.open_listener("127.0.0.1", 0) as listener:

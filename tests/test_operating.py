@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ingress import Worker
+from ingress import make_worker
 from ingress.cli._process_pages import process_families
 from ingress.cli._supervisor import Slot
 from ingress.discovery import MemoryDiscovery
@@ -38,7 +38,7 @@ def test_every_variable_and_flag_that_the_page_names_exists() -> None:
 
 def sample_names() -> set[str]:
     """The names and labels of a worker's page, and what the page of several processes has besides."""
-    worker = Worker({"demo.backend.generate": _engine}, discovery=MemoryDiscovery())
+    worker = make_worker({"demo.backend.generate": _engine}, discovery=MemoryDiscovery())
     worker.metrics.endpoints[0].count_error("generate")
     supervisors = b"".join(iter_families(process_families([Slot(0)])))
     page = exposition(worker.metrics.registry) + supervisors

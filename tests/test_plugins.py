@@ -14,7 +14,7 @@ import pytest
 from attrs import fields
 
 import ingress
-from ingress import _plugins
+from ingress import _plugins, make_worker
 from ingress._network import TcpNetwork
 from ingress._plugins import (
     GROUPS,
@@ -26,7 +26,6 @@ from ingress._plugins import (
     load_shape,
     load_shapes,
 )
-from ingress._worker import Worker
 from ingress.abc import PlaneOptions
 from ingress.cli import main
 from ingress.discovery import MemoryDiscovery
@@ -162,7 +161,7 @@ def test_a_worker_starts_although_a_shape_is_claimed_twice(site: Site, caplog: p
     async def echo(request: Any) -> Any:
         return request
 
-    Worker({"demo.backend.generate": echo}, discovery=MemoryDiscovery(), network=MemoryNetwork())
+    make_worker({"demo.backend.generate": echo}, discovery=MemoryDiscovery(), network=MemoryNetwork())
     assert "claimed by acme-one 1.0 (acme_shape:Mine) and acme-two 2.0 (acme_two:Mine)" in caplog.text
 
 
@@ -263,11 +262,11 @@ def test_what_a_factory_does_wrong_is_told_with_its_distribution(site: Site, mon
         load_discovery("acme-none", {})
     options: dict[str, Any] = {"discovery": MemoryDiscovery(), "network": MemoryNetwork()}
     with pytest.raises(PluginError, match=r"'acme-none' of acme 1.0 in ingress.planes makes no RequestPlane: None"):
-        Worker({"demo.backend.generate": words}, plane="acme-none", **options)
+        make_worker({"demo.backend.generate": words}, plane="acme-none", **options)
     with pytest.raises(
         PluginError, match=r"no plug-in named 'nats' in ingress.planes; installed: acme, acme-none, tcp"
     ):
-        Worker({"demo.backend.generate": words}, plane="nats", **options)
+        make_worker({"demo.backend.generate": words}, plane="nats", **options)
 
 
 def test_the_command_finds_workers_through_a_plug_in(

@@ -41,6 +41,7 @@ INGRESS = {
     "TlsOptions",
     "TokenKeys",
     "Worker",
+    "WorkerOptions",
     "__version__",
     "bidirectional",
     "make_worker",

@@ -13,7 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from ingress import Annotated, Engine, ErrorEvent, Worker, serving
+from ingress import Annotated, Engine, ErrorEvent, make_worker, serving
 from ingress.discovery import MemoryDiscovery
 from ingress.status import StatusOptions
 from ingress.testing import MemoryNetwork
@@ -80,7 +80,7 @@ async def test_a_worker_is_live_and_not_ready_while_its_engine_loads() -> None:
             await loaded.wait()
             yield
 
-    worker = Worker(
+    worker = make_worker(
         {"demo.backend.generate": Slow()},
         discovery=MemoryDiscovery(),
         network=MemoryNetwork(),

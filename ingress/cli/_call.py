@@ -44,7 +44,7 @@ from ._options import (
 )
 from ._payloads import json_line, text_for, write
 from ._tls_options import DEFAULT_SECURITY, SecurityOptions
-from ._worker_options import check_seconds
+from ._worker_flags import check_seconds
 
 # What is on its way when a stop is sent is read and not shown; a worker that goes on for longer is left.
 STOP_TIMEOUT = 5.0

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from ._options import parse_pairs
 from ._payloads import read_instance_id, read_request
-from ._worker_options import check_seconds
+from ._worker_flags import check_seconds
 
 DEFAULT_CALL_HOME = "127.0.0.1"
 

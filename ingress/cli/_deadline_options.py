@@ -15,7 +15,7 @@ from .._stream_limits import (
     DEFAULT_WRITE_STALL_TIMEOUT,
 )
 from ..planes.tcp import DEFAULT_ACK_WRITE_TIMEOUT
-from ._worker_options import check_deadline
+from ._worker_flags import check_deadline
 
 DEADLINES = Group("Deadlines", sort_key=3)
 
@@ -27,7 +27,7 @@ def _seconds(name: str, text: str) -> Parameter:
 @Parameter(name="*")
 @frozen
 class DeadlineOptions:
-    """How long peers are waited for; the fields are named as the arguments of :class:`ingress.Worker`."""
+    """How long peers are waited for; the fields are named as those of :class:`ingress.WorkerOptions`."""
 
     frame_timeout: Annotated[
         float,
@@ -53,7 +53,7 @@ class DeadlineOptions:
     ] = DEFAULT_CLOSE_WAIT
 
     def keywords(self) -> dict[str, Any]:
-        """Return the keyword arguments of :class:`ingress.Worker`."""
+        """Return the fields of :class:`ingress.WorkerOptions`."""
         return asdict(self)
 
 

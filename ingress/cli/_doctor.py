@@ -10,7 +10,7 @@ import trio
 from rich.text import Text
 
 from .._text import printable
-from .._worker import DEFAULT_PLANE
+from .._worker_options import DEFAULT_PLANE
 from ..discovery import default_directory
 from ._doctor_discovery import check_directory
 from ._doctor_machine import check_clock, check_descriptors, check_libraries, check_plugins, check_python
@@ -21,7 +21,7 @@ from ._findings import Finding, Verdict, fail, ok
 from ._options import DEFAULT_BACKEND, DEFAULT_DISCOVERY, DEFAULT_OUTPUT, AsJson, DiscoveryOptions, OutputOptions
 from ._payloads import print_document
 from ._status_options import DEFAULT_STATUS, StatusFlags
-from ._worker_options import DEFAULT_WORKER, WorkerOptions
+from ._worker_flags import DEFAULT_WORKER, WorkerFlags
 
 SCHEMA = "ingress.doctor/1"
 
@@ -37,7 +37,7 @@ Check = Callable[[], Awaitable[list[Finding]]]
 
 def doctor(
     *,
-    worker: WorkerOptions = DEFAULT_WORKER,
+    worker: WorkerFlags = DEFAULT_WORKER,
     status: StatusFlags = DEFAULT_STATUS,
     discovery: DiscoveryOptions = DEFAULT_DISCOVERY,
     as_json: AsJson = False,
@@ -64,7 +64,7 @@ def doctor(
     return EXIT_FAILED if any(finding.is_failure for finding in findings) else EXIT_CLEAN
 
 
-def _checks(worker: WorkerOptions, status: StatusFlags, discovery: DiscoveryOptions) -> list[tuple[str, Check]]:
+def _checks(worker: WorkerFlags, status: StatusFlags, discovery: DiscoveryOptions) -> list[tuple[str, Check]]:
     return [
         ("python", _in_thread(check_python)),
         ("libraries", _in_thread(check_libraries)),
@@ -78,7 +78,7 @@ def _checks(worker: WorkerOptions, status: StatusFlags, discovery: DiscoveryOpti
     ]
 
 
-def _check_descriptors(worker: WorkerOptions) -> list[Finding]:
+def _check_descriptors(worker: WorkerFlags) -> list[Finding]:
     return check_descriptors(worker.engine_request_limit, worker.request_queue_limit, worker.max_connections)
 
 
@@ -88,7 +88,7 @@ def _check_discovery(discovery: DiscoveryOptions) -> list[Finding]:
     return check_directory(default_directory(discovery.environ).absolute())
 
 
-async def _check_address(worker: WorkerOptions) -> list[Finding]:
+async def _check_address(worker: WorkerFlags) -> list[Finding]:
     if worker.plane != DEFAULT_PLANE:
         return [ok("address", f"plane {worker.plane}: no address of this host to look at")]
     return await check_request_address(worker.host, worker.port, worker.advertise)

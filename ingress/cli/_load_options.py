@@ -11,7 +11,7 @@ from cyclopts.validators import Number
 
 from ._errors import usage
 from ._load import Bounds, Spacing
-from ._worker_options import check_deadline, check_seconds
+from ._worker_flags import check_deadline, check_seconds
 
 LOAD = Group("Load", sort_key=1)
 

@@ -26,7 +26,7 @@ from ..errors import StartupError
 from ._errors import EXIT_CLEAN, CommandError, startup_error
 from ._started import StartedWorker
 from ._status_options import StatusFlags
-from ._worker_options import WorkerOptions
+from ._worker_flags import WorkerFlags
 
 logger = logging.getLogger("ingress.cli")
 
@@ -60,7 +60,7 @@ class Report:
     failed: StartFailure | None = None
 
 
-def drain_time(options: WorkerOptions) -> float:
+def drain_time(options: WorkerFlags) -> float:
     """Return the seconds after which a process that was told to drain must have ended, whatever its engines do."""
     from .._handler import GOODBYE_TIMEOUT
 
@@ -98,7 +98,7 @@ class ParentLine:
         threading.Thread(target=found._listen, name="ingress parent line", daemon=True).start()
         return found
 
-    def own_options(self, worker: WorkerOptions, status: StatusFlags) -> tuple[WorkerOptions, StatusFlags]:
+    def own_options(self, worker: WorkerFlags, status: StatusFlags) -> tuple[WorkerFlags, StatusFlags]:
         """Return the options of this process: a port of its own, and a status server for the parent alone."""
         self._drain_time = drain_time(worker)
         return (

@@ -23,7 +23,7 @@ from ._process_pages import ProcessPages
 from ._started import StartedWorker, announce
 from ._status_options import StatusFlags
 from ._supervisor import Supervisor
-from ._worker_options import WorkerOptions
+from ._worker_flags import WorkerFlags
 
 logger = logging.getLogger("ingress.cli")
 
@@ -41,7 +41,7 @@ _ENDINGS = {
 
 def serve_processes(
     count: int,
-    worker: WorkerOptions,
+    worker: WorkerFlags,
     status: StatusFlags,
     discovery: DiscoveryOptions,
     output: OutputOptions,
@@ -70,7 +70,7 @@ def serve_processes(
     return code
 
 
-def check_addresses(count: int, worker: WorkerOptions) -> None:
+def check_addresses(count: int, worker: WorkerFlags) -> None:
     """Raise CommandError where several processes cannot have an address each.
 
     A fixed port is that of the first; the others have those that follow, so that a firewall can know them.
@@ -97,7 +97,7 @@ def child_command() -> list[str]:
 class _Fleet:
     """The supervised processes and the status server before them."""
 
-    def __init__(self, count: int, worker: WorkerOptions, status: StatusFlags) -> None:
+    def __init__(self, count: int, worker: WorkerFlags, status: StatusFlags) -> None:
         self._status = status
         self._command = child_command()
         self.supervisor = Supervisor(

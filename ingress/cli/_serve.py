@@ -32,7 +32,7 @@ from ._status_options import DEFAULT_STATUS, StatusFlags
 from ._targets import resolve_asyncio_targets, resolve_target
 from ._tls_options import DEFAULT_SECURITY, SecurityOptions
 from ._trace_options import DEFAULT_TRACES, TraceFlags
-from ._worker_options import DEFAULT_WORKER, WorkerOptions
+from ._worker_flags import DEFAULT_WORKER, WorkerFlags
 
 logger = logging.getLogger("ingress.cli")
 
@@ -42,7 +42,7 @@ def serve(
     endpoint: Annotated[list[str] | None, Parameter(negative=())] = None,
     asyncio: Annotated[bool, Parameter(negative=())] = False,
     processes: Annotated[int, Parameter(env_var="INGRESS_PROCESSES", validator=Number(gte=1, lte=MAX_PROCESSES))] = 1,
-    worker: WorkerOptions = DEFAULT_WORKER,
+    worker: WorkerFlags = DEFAULT_WORKER,
     deadlines: DeadlineOptions = DEFAULT_DEADLINES,
     status: StatusFlags = DEFAULT_STATUS,
     security: SecurityOptions = DEFAULT_SECURITY,
@@ -101,7 +101,7 @@ def _run(
     made: Worker,
     labels: Mapping[str, str],
     parent: ParentLine | None,
-    worker: WorkerOptions,
+    worker: WorkerFlags,
     discovery: DiscoveryOptions,
     opened: Discovery,
     output: OutputOptions,

@@ -14,7 +14,7 @@ from ..abc import Discovery
 from ._logging import wants_json
 from ._options import DiscoveryOptions, OutputOptions
 from ._screen import Row, call_command, command_lines, print_card
-from ._worker_options import WorkerOptions
+from ._worker_flags import WorkerFlags
 
 logger = logging.getLogger("ingress.cli")
 
@@ -79,7 +79,7 @@ def announce(
     workers: Sequence[StartedWorker],
     status_url: str | None,
     health_path: str,
-    options: WorkerOptions,
+    options: WorkerFlags,
     discovery: DiscoveryOptions,
     opened: Discovery,
     output: OutputOptions,
@@ -100,7 +100,7 @@ def announce(
 def _show_card(
     workers: Sequence[StartedWorker],
     health_url: str | None,
-    options: WorkerOptions,
+    options: WorkerFlags,
     discovery: DiscoveryOptions,
     opened: Discovery,
     output: OutputOptions,

@@ -13,7 +13,7 @@ from ..status import DEFAULT_STALL_LIMIT, StatusOptions
 from ._errors import usage
 from ._options import check_endpoint
 from ._payloads import read_request
-from ._worker_options import check_seconds
+from ._worker_flags import check_seconds
 
 STATUS = Group("Status", sort_key=5)
 
@@ -102,7 +102,7 @@ class StatusFlags:
     ] = DEFAULT_STALL_LIMIT
 
     def options(self, endpoints: Sequence[str], namespace: str) -> StatusOptions:
-        """Return what :class:`ingress.Worker` takes as ``status``.
+        """Return what :class:`ingress.WorkerOptions` takes as ``status``.
 
         Raises:
             CommandError: a canary is no JSON, or for no endpoint that is served.

@@ -16,7 +16,7 @@ from .._admission import DEFAULT_ENGINE_REQUEST_LIMIT, DEFAULT_REQUEST_QUEUE_LIM
 from .._dial_policy import DialPolicy
 from .._drain import DEFAULT_DRAIN_BUDGET, DEFAULT_LINGER
 from .._memory_watermark import DEFAULT_MEMORY_WATERMARK
-from .._worker import DEFAULT_PLANE
+from .._worker_options import DEFAULT_PLANE
 from ..planes.tcp import DEFAULT_HOST
 from ..wire.codec import DEFAULT_MAX_RESPONSE_CHUNK
 from ..wire.request_frame import DEFAULT_MAX_FRAME_SIZE
@@ -66,7 +66,7 @@ def _number(twin: str | list[str], text: str, *, least: int, most: int | None = 
 
 @Parameter(name="*")
 @frozen
-class WorkerOptions:
+class WorkerFlags:
     """Everything of a worker but its engines and its discovery."""
 
     namespace: Namespace = DEFAULT_NAMESPACE
@@ -216,7 +216,7 @@ class WorkerOptions:
     ] = None
 
     def keywords(self, endpoints: Iterable[str]) -> dict[str, Any]:
-        """Return the keyword arguments of :class:`ingress.Worker`.
+        """Return the fields of :class:`ingress.WorkerOptions`.
 
         Raises:
             CommandError: a label is not KEY=VALUE, or its key no label's name.
@@ -253,4 +253,4 @@ class WorkerOptions:
         }
 
 
-DEFAULT_WORKER = WorkerOptions()
+DEFAULT_WORKER = WorkerFlags()
