@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import types
 import typing
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
@@ -16,8 +17,10 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
 import attrs
+import trio
 
 from ._failures import is_cancellation
+from ._text import quoted
 from ._threads import iterate_in_thread
 from .abc import Context, Engine
 from .errors import GenerateError, InvalidArgument, StartupError
@@ -25,6 +28,8 @@ from .wire.codec import converter
 
 Structure = Callable[[Any], Any]
 FunctionT = TypeVar("FunctionT", bound=Callable[..., AsyncIterable[Any]])
+
+logger = logging.getLogger("ingress.engine")
 
 _MARK = "__ingress_bidirectional__"
 
@@ -127,6 +132,27 @@ async def close_engine(chunks: types.AsyncGeneratorType[Any, None]) -> BaseExcep
             raise
         return error
     return None
+
+
+async def end_nurseries_left_open(own: int = 0) -> bool:
+    """End the nurseries that an engine has entered in this task and never left; tell whether there were any.
+
+    A task that ended with one would take its parent's nursery along, and with it the worker.
+
+    Args:
+        own: how many nurseries the task had entered before the engine.
+    """
+    left = trio.lowlevel.current_task().child_nurseries[own:]
+    for nursery in reversed(left):
+        nursery.cancel_scope.cancel()
+        # trio has no public way to end a nursery for somebody else.
+        manager: Any = trio.open_nursery()
+        manager._scope, manager._nursery = nursery.cancel_scope, nursery
+        try:
+            await manager.__aexit__(None, None, None)
+        except BaseException as exc:  # of its tasks; whoever is cancelled from outside is told at the next checkpoint
+            logger.debug("a nursery that was left open: %s", quoted(exc, 600))
+    return bool(left)
 
 
 class _Call:

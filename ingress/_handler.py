@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from types import AsyncGeneratorType, MappingProxyType
+from types import MappingProxyType
 from typing import Any
 
 import trio
-from msgspec import UNSET, UnsetType
 
 from ._admission import Admission
 from ._context import Ending, OpenRequests, RequestContext
 from ._dialback import DialBacks
-from ._engine import as_async_generator, close_engine
-from ._failures import describe_failure, error_event_of, is_cancellation
+from ._engine_run import DEFAULT_CLEANUP_TIMEOUT, EngineRuns
+from ._failures import error_event_of, is_cancellation
 from ._fair_line import of_peer
 from ._ledger import OVERLOADED, QUEUE_DEADLINE, Ledger, error_type_of
 from ._logging import request_scope
-from ._pump import pump_response_stream
 from ._push_gate import AdmittedPush, PushGate
 from ._response import Response
 from ._text import quoted
@@ -43,9 +41,6 @@ from .wire.records import EndpointId
 from .wire.trace_context import read_trace_context
 
 logger = logging.getLogger("ingress.handler")
-
-# An engine's cleanup may await this long after its request has ended; then it is cut.
-DEFAULT_CLEANUP_TIMEOUT = 5.0
 
 # What a caller that is being left is given to take the goodbye: frames of a few bytes, which one that reads takes at
 # once. With what follows in the drain it makes less than three seconds.
@@ -80,7 +75,6 @@ class PushHandler:
         self.endpoint_id = endpoint_id
         self.metrics = metrics
         self.open_requests = OpenRequests() if open_requests is None else open_requests
-        self._engine = engine
         self._tracer = tracer
         can_serve = [shape for shape in shapes if shape.can_serve(engine)]
         if not can_serve:
@@ -88,9 +82,10 @@ class PushHandler:
             raise StartupError(f"endpoint {endpoint_id}: no shape can serve {engine!r}; installed: {names}")
         self._dial_backs = dial_backs
         self._stop_grace = stop_grace
-        self._cleanup_timeout = cleanup_timeout
         self._notify_health: HealthNotifier | None = None
         self._ledger = Ledger(endpoint_id, metrics)
+        max_chunk = dial_backs.limits.max_response_chunk
+        self._engine_runs = EngineRuns(engine, metrics, self._notify, max_chunk, cleanup_timeout)
         self.gate = PushGate(
             endpoint_id,
             can_serve,
@@ -230,7 +225,8 @@ class PushHandler:
             event = error_event_of(exc)
             self._ledger.failed(response, context, exc, error_type_of(exc))
         # 3. How long the push was on its way.
-        self._observe_network_transit(admitted)
+        if (sent_at := admitted.sent_at_ns) is not None:
+            self.metrics.observe_network_transit(sent_at)
         # 4. Dial back.
         await response.open()
         # 5. Generate and pump.
@@ -275,42 +271,7 @@ class PushHandler:
         guard: RequestGuard,
     ) -> ErrorEvent | None:
         """Ask the engine and pump its chunks out; returns what to tell of its failure."""
-        chunks: AsyncGeneratorType[Any, None] | None = None
-        failure: BaseException | None = None
-        # Entered before the engine can enter scopes of its own, so that theirs end inside it, whatever was cut where.
-        with trio.CancelScope() as cleanup:
-            try:
-                try:
-                    chunks = as_async_generator(shape.invoke(self._engine, request, context))
-                finally:
-                    response.send_prologue()
-                    self.metrics.observe_first_response(trio.current_time() - guard.started)
-                await pump_response_stream(
-                    chunks,
-                    response.sender,
-                    response.writer,
-                    response.progress,
-                    self._notify,
-                    self._dial_backs.limits.max_response_chunk,
-                )
-            except BaseException as exc:
-                failure = exc
-            if chunks is not None and chunks.ag_frame is not None:
-                cleanup.shield = True
-                cleanup.deadline = trio.current_time() + self._cleanup_timeout
-                if context.ending in (Ending.STOPPED, Ending.KILLED):
-                    await response.dial_back.close()  # the caller does not wait for the cleanup
-                error = await close_engine(chunks)
-                if error is not None and failure is not None and context.ending is None and is_cancellation(failure):
-                    failure = error  # its own nursery had cancelled the pump, and says only now why
-                elif error is not None:
-                    logger.warning(
-                        "request %s: engine failed while cleaning up: %s",
-                        quoted(context.id),
-                        describe_failure(error),
-                    )
-        if cleanup.cancelled_caught:
-            logger.warning("request %s: engine's cleanup cut after %g s", quoted(context.id), self._cleanup_timeout)
+        failure = await self._engine_runs.run(shape, request, context, response, guard)
         if failure is None:
             return None
         try:
@@ -338,11 +299,3 @@ class PushHandler:
     def _notify(self) -> None:
         if self._notify_health is not None:
             self._notify_health()
-
-    def _observe_network_transit(self, admitted: AdmittedPush) -> None:
-        header = admitted.headers.get("x-frontend-send-ts-ns", "")
-        stamp: int | UnsetType = admitted.control.frontend_send_ts_ns
-        if header.isascii() and header.isdigit() and len(header) < 21 and 0 < (sent := int(header)) < 2**64:
-            stamp = sent
-        if stamp is not UNSET and 0 < stamp < 2**64:
-            self.metrics.observe_network_transit(stamp)

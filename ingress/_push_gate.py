@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import define, evolve, field
+from msgspec import UNSET, UnsetType
 
 from ._admission import Admission, Slot
 from ._dial_guard import DialGuard, DialTarget
@@ -41,6 +42,15 @@ class AdmittedPush:
 
     failure: IngressError | None = None
     """What the caller is told instead of an answer."""
+
+    @property
+    def sent_at_ns(self) -> int | None:
+        """When a frontend says that it has sent the request, in nanoseconds since 1970; None where none says so."""
+        header = self.headers.get("x-frontend-send-ts-ns", "")
+        stamp: int | UnsetType = self.control.frontend_send_ts_ns
+        if header.isascii() and header.isdigit() and len(header) < 21 and 0 < (sent := int(header)) < 2**64:
+            stamp = sent
+        return stamp if stamp is not UNSET and 0 < stamp < 2**64 else None
 
 
 class PushGate:

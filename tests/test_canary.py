@@ -288,7 +288,14 @@ async def test_an_engine_that_cancels_itself_or_leaves_a_nursery_open_is_not_rea
                 raise KeyError("inside")
             yield
 
-    for behave in (self_cancelling, own_nursery):
+    async def abandoned_nursery(request: Any) -> AsyncGenerator[Any, None]:
+        nursery = await trio.open_nursery().__aenter__()
+        nursery.start_soon(trio.sleep_forever)
+        if request["canary"]:
+            raise KeyError("inside")
+        yield
+
+    for behave in (self_cancelling, own_nursery, abandoned_nursery):
         probed = Probed(behave)
         async with probed.serving():
             await trio.sleep(2.5)

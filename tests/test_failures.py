@@ -354,3 +354,57 @@ async def test_an_engine_with_a_nursery_across_its_yields_can_be_killed(caplog: 
         stage.assert_nothing_left()
         await stage.assert_alive()
         assert caplog.records == []
+
+
+@pytest.mark.parametrize("ending", ["returns", "raises", "is killed", "has a task that fails", "cancels it"])
+@pytest.mark.parametrize("left", ["nursery", "cancel scope", "both"])
+async def test_e06_what_an_engine_enters_and_never_leaves_ends_with_its_request(left: str, ending: str) -> None:
+    children = 0
+
+    async def child() -> None:
+        nonlocal children
+        children += 1
+        try:
+            if ending == "has a task that fails":
+                raise ValueError("of a child")
+            await trio.sleep_forever()
+        finally:
+            children -= 1
+
+    async def engine(request: Any) -> AsyncIterator[Any]:
+        if request == "alive?":
+            return
+        scope = trio.CancelScope()
+        if left != "nursery":
+            scope.__enter__()
+        if left != "cancel scope":
+            nursery = await trio.open_nursery().__aenter__()
+            nursery.start_soon(child)
+            nursery.start_soon(trio.sleep_forever)
+            scope = nursery.cancel_scope
+        yield 1
+        if ending == "raises":
+            raise ValueError("of the engine")
+        if ending == "is killed":
+            await trio.sleep_forever()
+        if ending == "cancels it":
+            scope.cancel()
+            await trio.sleep(1)
+
+    async with open_stage(engine) as stage:
+        response = await stage.call(0)
+        if ending == "is killed":
+            await response.read_items(1)
+            await response.send_word(ControlWord.KILL)
+            await response.read_to_end()
+            await wait_all_tasks_blocked()
+            assert stage.counted_ends() == {"cancellation": 1}
+        else:
+            said = await response.read_to_sentinel()
+            assert said.is_whole
+            assert (said.items, len(said.errors)) == ([1], 1)
+            assert stage.counted_ends() == {"generate": 1}
+        assert children == 0
+        await wait_all_tasks_blocked()
+        stage.assert_nothing_left()
+        await stage.assert_alive()

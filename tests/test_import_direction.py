@@ -50,7 +50,7 @@ TABLE: tuple[tuple[str, ...], ...] = (
     ("_dial_guard",),
     ("_dialback", "_task_tree"),
     ("_response",),
-    ("_ledger",),
+    ("_engine_run", "_ledger"),
     ("_push_gate",),
     ("_handler", "_legacy"),
     ("models", "status"),

@@ -16,10 +16,11 @@ from typing import Any
 import trio
 
 from .._context import RequestContext
-from .._engine import as_async_generator, close_engine
+from .._engine import as_async_generator, close_engine, end_nurseries_left_open
 from .._failures import describe_failure, is_cancellation
 from .._text import printable
 from ..abc import Engine
+from ..errors import GenerateError
 from ..wire.messages import Annotated
 from ._health import EndpointHealth
 
@@ -89,7 +90,8 @@ class Canary:
     async def _ask(self, probe: _Probe) -> None:
         chunks: AsyncGeneratorType[Any, None] | None = None
         failure: BaseException | None = None
-        # Entered before the engine can enter scopes of its own, as the handler does.
+        own = len(trio.lowlevel.current_task().child_nurseries)
+        # Entered before the engine can enter scopes of its own, as for requests.
         with trio.CancelScope() as cleanup:
             try:
                 with probe.context.scope:
@@ -103,6 +105,8 @@ class Canary:
                 cleanup.shield = True
                 cleanup.deadline = trio.current_time() + _CLEANUP_TIMEOUT
                 await close_engine(chunks)
+            if await end_nurseries_left_open(own) and failure is None:
+                failure = GenerateError("engine left a nursery open")
         if failure is None:
             return
         if is_cancellation(failure):

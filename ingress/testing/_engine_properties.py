@@ -12,7 +12,7 @@ from typing import Any
 import trio
 from attrs import define, field, frozen
 
-from .._handler import DEFAULT_CLEANUP_TIMEOUT
+from .._engine_run import DEFAULT_CLEANUP_TIMEOUT
 from .._plugins import load_shape
 from ..abc import Engine
 from ..errors import IngressError

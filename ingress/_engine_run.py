@@ -1,0 +1,114 @@
+"""One run of an engine: it is asked, its chunks are pumped out, and whatever it leaves behind is ended."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from types import AsyncGeneratorType
+from typing import Any
+
+import trio
+
+from ._context import Ending, RequestContext
+from ._engine import as_async_generator, close_engine, end_nurseries_left_open
+from ._failures import describe_failure, is_cancellation
+from ._pump import pump_response_stream
+from ._response import Response
+from ._text import quoted
+from .abc import Engine, IngressDispatch
+from .errors import GenerateError
+from .metrics import RequestGuard, WorkHandlerMetrics
+
+logger = logging.getLogger("ingress.handler")
+
+# An engine's cleanup may await this long after its request has ended; then it is cut.
+DEFAULT_CLEANUP_TIMEOUT = 5.0
+
+
+class EngineRuns:
+    """Runs the engine of one endpoint, each time in the request's own task.
+
+    Args:
+        notify: called after chunks that are no error.
+        max_chunk: bytes of the largest chunk, as it is on the wire.
+        cleanup_timeout: seconds that an engine's cleanup may await.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        metrics: WorkHandlerMetrics,
+        notify: Callable[[], None],
+        max_chunk: int,
+        cleanup_timeout: float,
+    ) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._notify = notify
+        self._max_chunk = max_chunk
+        self._cleanup_timeout = cleanup_timeout
+
+    async def run(
+        self,
+        shape: IngressDispatch[Any],
+        request: Any,
+        context: RequestContext,
+        response: Response,
+        guard: RequestGuard,
+    ) -> BaseException | None:
+        """Ask the engine, pump its chunks out and end it; returns what it, or the pump, has raised."""
+        chunks: AsyncGeneratorType[Any, None] | None = None
+        failure: BaseException | None = None
+        try:
+            # Entered before the engine can enter scopes of its own, so that theirs end inside it, whatever was cut.
+            with trio.CancelScope() as cleanup:
+                try:
+                    try:
+                        chunks = as_async_generator(shape.invoke(self._engine, request, context))
+                    finally:
+                        response.send_prologue()
+                        self._metrics.observe_first_response(trio.current_time() - guard.started)
+                    await pump_response_stream(
+                        chunks,
+                        response.sender,
+                        response.writer,
+                        response.progress,
+                        self._notify,
+                        self._max_chunk,
+                    )
+                except BaseException as exc:
+                    failure = exc
+                if chunks is not None and chunks.ag_frame is not None:
+                    cleanup.shield = True
+                    cleanup.deadline = trio.current_time() + self._cleanup_timeout
+                    failure = await _close(chunks, failure, context, response)
+                if await end_nurseries_left_open() and failure is None:
+                    failure = GenerateError("engine left a nursery open")
+        except RuntimeError:  # of trio, as our scope ends: what the engine raises does not come here
+            if failure is None:
+                failure = GenerateError("engine left a cancel scope open")
+        if cleanup.cancelled_caught:
+            logger.warning("request %s: engine's cleanup cut after %g s", quoted(context.id), self._cleanup_timeout)
+        try:
+            return failure
+        finally:
+            del failure  # its traceback holds this frame
+
+
+async def _close(
+    chunks: AsyncGeneratorType[Any, None],
+    failure: BaseException | None,
+    context: RequestContext,
+    response: Response,
+) -> BaseException | None:
+    """Let an unfinished engine clean up; returns what the request has failed by, which it may only say now."""
+    if context.ending in (Ending.STOPPED, Ending.KILLED):
+        await response.dial_back.close()  # the caller does not wait for the cleanup
+    error = await close_engine(chunks)
+    if error is None:
+        return failure
+    if failure is not None and context.ending is None and is_cancellation(failure):
+        return error  # its own nursery had cancelled the pump
+    text = "request %s: engine failed while cleaning up: %s"
+    logger.warning(text, quoted(context.id), describe_failure(error))
+    return failure
