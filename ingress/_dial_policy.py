@@ -21,6 +21,9 @@ IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 LOWEST_PORT = 1024
 
+# "This network", and what has never been given to anybody, with the broadcast address of all networks.
+_RESERVED = (ipaddress.ip_network("0.0.0.0/8"), ipaddress.ip_network("240.0.0.0/4"))
+
 
 def _networks(texts: Sequence[str]) -> tuple[IpNetwork, ...]:
     return tuple(ipaddress.ip_network(text) for text in texts)
@@ -77,9 +80,11 @@ class DialPolicy:
 
 
 def _check_not_reserved(address: SocketAddress, ip: IpAddress) -> None:
-    if ip.is_unspecified or ip.is_multicast or ip.is_link_local or str(ip) == "255.255.255.255":
+    is_special = ip.is_unspecified or ip.is_multicast or ip.is_link_local
+    if is_special or any(ip in network for network in _RESERVED) or is_broadcast(ip):
         raise DialBackRefused(
-            f"dial-back address {address.host} is unspecified, multicast, broadcast or link-local", reason="reserved"
+            f"dial-back address {address.host} is unspecified, multicast, broadcast, reserved or link-local",
+            reason="reserved",
         )
     if address.port < LOWEST_PORT:
         raise DialBackRefused(f"dial-back port {address.port} is below {LOWEST_PORT}", reason="reserved")
@@ -117,6 +122,21 @@ def is_of_this_host(ip: IpAddress) -> bool:
         return True
     # Where the system lets foreign addresses be bound (net.ipv4.ip_nonlocal_bind), binding proves nothing.
     return not ip.is_unspecified and _can_bind(ip) and not _can_bind(_FOREIGN[ip.version])
+
+
+@functools.lru_cache(maxsize=1024)
+def is_broadcast(ip: IpAddress) -> bool:
+    """Tell whether it is the broadcast address of a network of this machine, as its routes say; sends nothing."""
+    if ip.version == 6:
+        return False
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((str(ip), LOWEST_PORT))
+    except PermissionError:  # what may not be connected without SO_BROADCAST
+        return True
+    except OSError:
+        return False
+    return False
 
 
 # Reserved for documentation: no machine's own.

@@ -67,6 +67,11 @@ TABLE = [
     ("any", "224.0.0.1:5000", PEER, False),
     ("any", "[ff02::1]:5000", PEER, False),
     ("any", "255.255.255.255:5000", PEER, False),
+    ("any", "127.255.255.255:5000", PEER, False),  # of the loopback network
+    ("peer", "127.255.255.255:5000", "127.0.0.1", False),
+    ("any", "0.1.2.3:5000", PEER, False),
+    ("any", "240.0.0.1:5000", PEER, False),
+    ("any", "[::ffff:240.0.0.1]:5000", PEER, False),
     ("any", "192.0.2.9:80", PEER, False),
     ("any", "192.0.2.9:5000", PEER, True),
     ("any", "192.0.2.9:5000", None, True),
