@@ -29,6 +29,9 @@ _RESERVED = 1 / 4
 # What a dial is given once another address waits for its turn. A lost SYN is sent again after a second.
 HURRIED_TIMEOUT = 1.5
 
+# And once more wait than there are turns, where the address has never answered: time for the way there and back.
+CROWDED_TIMEOUT = 0.5
+
 # A line that is longer, and whose first has waited for so long, takes nobody more: an address that has answered may be
 # slow for once; what comes in one burst has not waited.
 MAX_LINE = 64
@@ -185,13 +188,14 @@ class Turn:
         self._started_at = trio.current_time()
         # A scope of one's own, for trio.fail_after() costs three times as much.
         self._scope = trio.CancelScope(deadline=self._started_at + timeout)
-        if any(share.is_waited_for_beside(self) for share in self.shares[1:]):
-            self.hurry()
+        for share in self.shares[1:]:
+            if share.is_waited_for_beside(self):
+                self.hurry(is_crowded=share.is_crowded)
         return self._scope
 
-    def hurry(self) -> None:
+    def hurry(self, *, is_crowded: bool) -> None:
         """Have the dial given up soon."""
-        latest = self._started_at + HURRIED_TIMEOUT
+        latest = self._started_at + (CROWDED_TIMEOUT if is_crowded and not self.is_to_answered else HURRIED_TIMEOUT)
         if self._scope is not None and self._scope.deadline > latest:
             self._scope.deadline = latest
 
@@ -243,9 +247,10 @@ class _Share:
         line, woken = self._line(turn.is_to_answered), trio.Event()
         line[turn] = woken
         turn.waits_since = trio.current_time()
+        is_crowded = self.is_crowded
         for holder in self._holders:
             if holder.target != turn.target:
-                holder.hurry()
+                holder.hurry(is_crowded=is_crowded)
         try:
             await woken.wait()
         except BaseException:
@@ -271,6 +276,11 @@ class _Share:
         for line in (self._first, self._others):
             while line:
                 line.popitem()[1].set()
+
+    @property
+    def is_crowded(self) -> bool:
+        """True while more wait, whose addresses have not answered, than can dial at once."""
+        return len(self._others) > self._most - self._reserved
 
     def is_waited_for_beside(self, turn: Turn) -> bool:
         """Tell whether somebody waits here for another address."""

@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ingress._dial_guard import DialGuard
-from ingress._dial_limits import HURRIED_TIMEOUT, DialLimits
+from ingress._dial_limits import CROWDED_TIMEOUT, HURRIED_TIMEOUT, DialLimits
 from ingress._dial_policy import DialPolicy
 from ingress._network import TcpNetwork
 from ingress.errors import DialBackRefused
@@ -155,11 +155,32 @@ async def test_d02_waiting_for_a_turn_does_not_count_against_the_connect_timeout
                 stage.caller.payload(0, stage.caller.control(info={"address": f"127.0.0.1:{port}"}))
             )
         assert set(await stage.connection.read_acks(400)) == {""}
-        await stage.assert_alive()  # the last of all, behind lines of 48 that take 1.5 s each
-        assert trio.current_time() == 8 * HURRIED_TIMEOUT
+        # The last of all, behind eight times 48: only of the last of those do no more wait than can dial at once.
+        await stage.assert_alive()
+        assert trio.current_time() == 7 * CROWDED_TIMEOUT + HURRIED_TIMEOUT
         await trio.sleep(5.1)
         assert stage.errors() == {"response_stream": 400}
         stage.assert_nothing_left()
+
+
+async def test_d05_a_thousand_callers_whom_nobody_can_reach_do_not_keep_a_new_one_for_long(
+    autojump_clock: MockClock,
+) -> None:
+    limits = DialLimits()
+
+    async def dial(number: int) -> None:
+        turn = await limits.take_turn(f"peer {number}", number)
+        with turn.begin(5.0):
+            await trio.sleep_forever()
+        turn.release()
+
+    async with trio.open_nursery() as nursery:
+        for number in range(1000):
+            nursery.start_soon(dial, number)
+        await wait_all_tasks_blocked()
+        newcomer = await limits.take_turn("newcomer", "home")
+        assert trio.current_time() == 4 * CROWDED_TIMEOUT + HURRIED_TIMEOUT
+        newcomer.release()
 
 
 async def test_d05_a_line_that_does_not_move_takes_nobody_more(autojump_clock: MockClock) -> None:
