@@ -1,7 +1,8 @@
 """Work that keeps the event loop to itself for some milliseconds: how much of it is done in one pass, and for whom.
 
-Peers choose the moment: hundreds of bodies can become complete together, and hundreds of engines be asked together.
-What each does is bounded; without this all of it would be done in one pass, and nobody else served for as long.
+Peers choose the moment: hundreds of bodies can become complete together, hundreds of engines be asked together, and
+hundreds of connections send as fast as they can. What each does is bounded; without this all of it would be done in one
+pass, and nobody else served for as long.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import time
 
 import trio
 
-from ._fair_line import FairLine
+from ._fair_line import FairLot
 from ._per_run import PerRun
 
 # Of such work in one pass of the event loop; what would begin later waits for the next.
@@ -18,8 +19,9 @@ MAX_SECONDS_A_PASS = 0.01
 
 clock = time.perf_counter
 
-# Copying 32 MiB takes some 30 ms.
+# Copying 32 MiB takes some 30 ms; so does reading them, in parts, beside the wait for each.
 SECONDS_A_COPIED_BYTE = 1e-9
+SECONDS_A_READ_BYTE = 2e-9
 
 
 class HeavyWork:
@@ -30,21 +32,52 @@ class HeavyWork:
 
     def __init__(self) -> None:
         self.spent = 0.0
-        """Seconds since the event loop last had a pass for it."""
-        self.line = FairLine()
+        """Seconds since those who wait were last let go; where nobody waits it only grows, until somebody has to."""
+        self._waiting = FairLot()
+        self._expected: dict[trio.lowlevel.Task, float] = {}
+        self._is_letting_go = False
 
     @property
     def is_wait_expected(self) -> bool:
-        return self.spent > MAX_SECONDS_A_PASS or self.line.is_taken
+        return self.spent > MAX_SECONDS_A_PASS or bool(self._waiting)
 
-    async def wait_turn(self) -> None:
-        """Return at once while little was done; else in a later pass, one task a pass."""
+    async def wait_turn(self, expected: float = MAX_SECONDS_A_PASS) -> None:
+        """Return at once while little was done and nobody waits; else in a later pass, when it is the address's turn.
+
+        Args:
+            expected: seconds that the work takes at most; so many go on together as one pass has time for.
+        """
         if not self.is_wait_expected:
             return
-        async with self.line:
-            if self.spent > MAX_SECONDS_A_PASS:
+        if not self._is_letting_go:
+            self._is_letting_go = True
+            trio.lowlevel.spawn_system_task(self._let_go)
+        task = trio.lowlevel.current_task()
+        self._expected[task] = expected
+        try:
+            await self._waiting.park()
+            while self.spent > MAX_SECONDS_A_PASS:  # those before it took longer than they expected
+                await self._waiting.park()
+        finally:
+            del self._expected[task]
+
+    async def spend(self, seconds: float) -> None:
+        """Wait for the turn of work that takes so many seconds, and count it."""
+        await self.wait_turn(seconds)
+        self.spent += seconds
+
+    async def _let_go(self) -> None:
+        """Let those go on who wait, some in each second pass of the event loop, until nobody does."""
+        try:
+            await trio.lowlevel.checkpoint()
+            while self._waiting:
+                self.spent = expected = 0.0
+                while expected < MAX_SECONDS_A_PASS and (task := self._waiting.unpark()) is not None:
+                    expected += self._expected[task]
+                await trio.lowlevel.checkpoint()  # they have their turn in the same pass as this
                 await trio.lowlevel.checkpoint()
-                self.spent = 0.0
+        finally:
+            self._is_letting_go = False
 
 
 heavy_work = PerRun("ingress heavy work", HeavyWork).get

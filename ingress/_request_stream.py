@@ -15,7 +15,7 @@ import trio
 from attrs import frozen
 
 from ._context import RequestContext
-from ._heavy_work import SECONDS_A_COPIED_BYTE, heavy_work
+from ._heavy_work import SECONDS_A_COPIED_BYTE, SECONDS_A_READ_BYTE, heavy_work
 from ._request_memory import HeldMemory
 from ._stream_limits import DEFAULT_STREAM_LIMITS, FRAME_BYTES_PER_SECOND, StreamLimits
 from ._text import RateLimitedLogger, quoted
@@ -154,8 +154,7 @@ class RequestInput(Generic[InputT]):
             decoder.receive_data(data)
             self._count_raw(decoder.held_bytes)
             if LARGE_BODY < decoder.announced_size <= decoder.held_bytes:  # it will be copied out of the buffer
-                await self._work.wait_turn()
-                self._work.spent += decoder.announced_size * SECONDS_A_COPIED_BYTE
+                await self._work.spend(decoder.announced_size * SECONDS_A_COPIED_BYTE)
             has_taken = False
             for message in decoder:
                 if message.kind is not MessageKind.DATA_ONLY:
@@ -169,6 +168,10 @@ class RequestInput(Generic[InputT]):
             await self._room()
             if has_taken:  # what has begun behind it came with it, and what has passed since was our time
                 begun_at = trio.current_time()
+            else:  # a part of a larger one; of those that are taken each has counted
+                waits_from = trio.current_time()
+                await self._work.spend(len(data) * SECONDS_A_READ_BYTE)
+                begun_at += trio.current_time() - waits_from
         self._context.kill("request stream ended before its sentinel")
 
     async def _receive_some(self, decoder: TwoPartDecoder, begun_at: float) -> bytes | bytearray:
@@ -188,8 +191,7 @@ class RequestInput(Generic[InputT]):
         if len(body) > LARGE_BODY:
             self._wake()  # for what came before it: this one takes its time, in a thread
         if len(body) <= SMALL_BODY:  # one takes next to nothing, but there may be many, on many streams
-            self._work.spent += len(body) * SECONDS_A_BYTE
-            await self._work.wait_turn()
+            await self._work.spend(len(body) * SECONDS_A_BYTE)
         value, weight = await decode_body(self._decode, body)
         weight = await self._memory.take_value(value, len(body), weight)
         if self._is_closed:  # decoded at last, and wanted no more

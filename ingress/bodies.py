@@ -54,7 +54,7 @@ async def decode_body(decode: Callable[[bytes], T], body: bytes) -> tuple[T, int
         if len(body) <= SMALL_BODY:
             return decode(body), None
         work = heavy_work()
-        await work.wait_turn()
+        await work.wait_turn(len(body) * SECONDS_A_BYTE)
         began = clock()
         try:
             return decode(body), None

@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from .._heavy_work import SECONDS_A_COPIED_BYTE, heavy_work
+from .._fair_line import of_peer
+from .._heavy_work import SECONDS_A_COPIED_BYTE, SECONDS_A_READ_BYTE, heavy_work
 from .._stream_limits import FRAME_BYTES_PER_SECOND
 from .._tallies import Tallies
 from .._text import RateLimitedLogger, printable
@@ -87,6 +88,7 @@ class Conversations:
             trio.BrokenResourceError: it was reset.
             trio.ClosedResourceError: it was closed under us.
         """
+        of_peer.set(connection.peer_host or "")
         conversation = _Conversation(self, connection, receive)
         if await conversation.shake_hands():
             await conversation.converse()
@@ -132,9 +134,7 @@ class _Conversation:
             decoder.receive_data(data)
             del data  # while it waits for the next, a connection holds nothing of what it has sent
             if _HUGE_FRAME < decoder.announced_size <= decoder.held_bytes:
-                work = heavy_work()
-                await work.wait_turn()
-                work.spent += 2 * decoder.announced_size * SECONDS_A_COPIED_BYTE
+                await heavy_work().spend(2 * decoder.announced_size * SECONDS_A_COPIED_BYTE)
             most = FRAMES_A_TURN
             if turns.left <= 0 and decoder.held_bytes >= decoder.announced_size:
                 most = await self._wait_turn()
@@ -176,10 +176,12 @@ class _Conversation:
                 return await self._stream.receive_some(_FIRST_READ_SIZE)
             logger.debug("request connection from %s idle for %g s, closing", self._peer_host, shared.idle_timeout)
             return b""
+        is_part = decoder.announced_size > _FIRST_READ_SIZE
+        if is_part:
+            self._begun_at += await _wait_to_read()
         deadline = self._begun_at + shared.frame_timeout + decoder.announced_size / FRAME_BYTES_PER_SECOND
-        size = _READ_SIZE if decoder.announced_size > _FIRST_READ_SIZE else _FIRST_READ_SIZE
         with trio.move_on_at(deadline):
-            return await self._stream.receive_some(size)
+            return await self._stream.receive_some(_READ_SIZE if is_part else _FIRST_READ_SIZE)
         shared.tallies.frames_refused["deadline"] += 1
         text = "%s sent no whole frame within %g s, closing"
         shared.log.log(logging.WARNING, "frame deadline", text, self._peer_host, deadline - self._begun_at)
@@ -246,6 +248,7 @@ class _Conversation:
         with trio.move_on_after(_START_WAIT):
             while len(start) < wanted and (data := await self._stream.receive_some(_READ_SIZE)):
                 start += data
+                await _wait_to_read()
         push = Push(_path_of(started), bytes(start[:_START_SIZE]), started.headers, self._peer_host, refusal)
         try:
             return self._receive(push)
@@ -270,12 +273,20 @@ class _Conversation:
         return False
 
 
+async def _wait_to_read() -> float:
+    """Wait for the turn of a read that is one of many, and count it; returns the seconds that were waited."""
+    work = heavy_work()
+    waits_from = trio.current_time() if work.is_wait_expected else None
+    await work.spend(_READ_SIZE * SECONDS_A_READ_BYTE)
+    return 0.0 if waits_from is None else trio.current_time() - waits_from
+
+
 async def _close_after_refusal(stream: trio.abc.Stream) -> None:
     with trio.move_on_after(_LINGER_TIMEOUT):
         if isinstance(stream, trio.abc.HalfCloseableStream):
             await stream.send_eof()  # TLS has no such thing; reading on serves it all the same
         while await stream.receive_some(_READ_SIZE):
-            pass
+            await _wait_to_read()
 
 
 def _path_of(frame: RequestFrame) -> str | None:
