@@ -26,7 +26,7 @@ from ._text import quoted
 from ._token import TokenGuard
 from ._tracing import EndpointTracer, RequestEnd, RequestStart, end_span, start_span
 from .abc import Engine, IngressDispatch
-from .bodies import SMALL_BODY, is_wait_expected
+from .bodies import is_wait_expected
 from .errors import (
     GenerateError,
     PublishError,
@@ -207,12 +207,13 @@ class PushHandler:
             try:
                 await admitted.slot.wait_granted()
             except QueueDeadlinePassed as exc:
+                admitted.payload = b""
                 event = error_event_of(exc)
                 self._ledger.refused_late(response, context, exc, QUEUE_DEADLINE)
             self.metrics.observe_permit_wait(trio.current_time() - guard.started)
         # 2. Parse. A body that cannot be read is told to the caller, once there is a stream to tell it on. Where it has
         #    to wait for others the stream comes first: a caller that leaves meanwhile is heard, and holds nothing.
-        if admitted.size > SMALL_BODY and is_wait_expected(admitted.size):
+        if is_wait_expected(admitted.size):
             await response.open()
             response.writer.flush()
         try:

@@ -12,6 +12,7 @@ from attrs import frozen
 from ._context import RequestContext
 from ._dial_guard import DialTarget
 from ._dialback import DialBacks
+from ._push_gate import read_push
 from ._request_memory import RequestMemory
 from ._response import Response
 from ._text import quoted
@@ -57,10 +58,8 @@ class LegacyTeller:
         if not self._descriptors.has_room_for_refusal:
             return None
         try:
-            shape = next(shape for shape in self._shapes if shape.accepts(push.payload))
-            read = shape.read_control if push.refusal is None else shape.read_control_of_start
-            control = read(push.payload)
-            if control is None or not control.is_from_legacy_caller:
+            _, control = read_push(self._shapes, push)
+            if not control.is_from_legacy_caller:
                 return None
             info, address = self._dial_backs.guard.check(
                 push.peer_host, control.id, control.connection_info, "response"

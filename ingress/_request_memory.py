@@ -12,9 +12,10 @@ from typing import Any
 import trio
 
 from ._checks import check_count
+from ._heavy_work import clock, heavy_work
 from ._memory_watermark import share_of_memory
 from ._shares import share_of_peer
-from ._weight import weigh_in_steps, worst_weight
+from ._weight import SECONDS_A_STEP, weigh_in_steps, worst_weight
 from .errors import RequestMemoryExhausted
 from .wire.two_part import DEFAULT_MAX_MESSAGE_SIZE
 
@@ -132,12 +133,15 @@ class RequestMemory:
         worst = worst_weight(size)
         if self.held + worst <= self.half:
             return worst
-        weight = 0
-        for step in weigh_in_steps(value, size):
-            if weight:
-                await trio.lowlevel.checkpoint()
+        work, steps, weight = heavy_work(), weigh_in_steps(value, size), 0
+        while True:
+            await work.wait_turn(SECONDS_A_STEP)
+            began = clock()
+            step = next(steps, None)
+            work.spent += clock() - began
+            if step is None:
+                return weight
             weight = step
-        return weight
 
 
 class HeldMemory:

@@ -33,6 +33,9 @@ InputT = TypeVar("InputT")
 MAX_QUEUED_FRAMES = 64
 MAX_QUEUED_BYTES = 256 * 1024
 
+# What a frame takes beside its bytes: a read of 16 KiB may hold 655 of them.
+SECONDS_A_FRAME = 1e-5
+
 _READ_SIZE = 16 * 1024
 
 
@@ -155,17 +158,21 @@ class RequestInput(Generic[InputT]):
             self._count_raw(decoder.held_bytes)
             if LARGE_BODY < decoder.announced_size <= decoder.held_bytes:  # it will be copied out of the buffer
                 await self._work.spend(decoder.announced_size * SECONDS_A_COPIED_BYTE)
-            has_taken = False
-            for message in decoder:
-                if message.kind is not MessageKind.DATA_ONLY:
-                    self._obey(message)
-                    return
-                await self._take(message.body)
-                del message  # or the last of many rests is kept, and no longer counted
-                self._count_raw(decoder.held_bytes)
-                has_taken = True
-            self._wake()
-            await self._room()
+            has_taken, has_more = False, True
+            while has_more:
+                has_more = False
+                for message in decoder:
+                    if message.kind is not MessageKind.DATA_ONLY:
+                        self._obey(message)
+                        return
+                    await self._take(message.body)
+                    del message  # or the last of many rests is kept, and no longer counted
+                    self._count_raw(decoder.held_bytes)
+                    has_taken = True
+                    if has_more := self._is_full:
+                        break
+                self._wake()
+                await self._room()
             if has_taken:  # what has begun behind it came with it, and what has passed since was our time
                 begun_at = trio.current_time()
             else:  # a part of a larger one; of those that are taken each has counted
@@ -191,7 +198,7 @@ class RequestInput(Generic[InputT]):
         if len(body) > LARGE_BODY:
             self._wake()  # for what came before it: this one takes its time, in a thread
         if len(body) <= SMALL_BODY:  # one takes next to nothing, but there may be many, on many streams
-            await self._work.spend(len(body) * SECONDS_A_BYTE)
+            await self._work.spend(SECONDS_A_FRAME + len(body) * SECONDS_A_BYTE)
         value, weight = await decode_body(self._decode, body)
         weight = await self._memory.take_value(value, len(body), weight)
         if self._is_closed:  # decoded at last, and wanted no more
@@ -224,8 +231,12 @@ class RequestInput(Generic[InputT]):
                     f"expected data, stop, kill or sentinel, got {message.kind.value} {message.header[:40]!r}"
                 )
 
+    @property
+    def _is_full(self) -> bool:
+        return len(self._items) >= MAX_QUEUED_FRAMES or self._queued_bytes >= MAX_QUEUED_BYTES
+
     async def _room(self) -> None:
-        while len(self._items) >= MAX_QUEUED_FRAMES or self._queued_bytes >= MAX_QUEUED_BYTES:
+        while self._is_full:
             await self._changed.wait()
 
     def _wake(self) -> None:

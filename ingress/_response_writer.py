@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
@@ -11,6 +12,8 @@ import trio
 from ._request_memory import HeldMemory
 from ._stream_limits import DEFAULT_WRITE_STALL_TIMEOUT
 from .errors import PublishError
+
+logger = logging.getLogger("ingress.dialback")
 
 # What is more than any answer may hold beside one chunk, which is 256 KiB: of 2,048 answers 1 GiB at most.
 _COUNTED = 512 * 1024
@@ -172,6 +175,9 @@ class ResponseWriter:
             self.meter.record_stall()
             self._fail(TimeoutError(f"caller took no byte for {self._stall_timeout:g} s"))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            self._fail(exc)
+        except Exception as exc:  # a bug, of a third party's stream perhaps: what it has lost must not look sent
+            logger.exception("response stream: internal error")
             self._fail(exc)
         finally:
             self._is_draining = False

@@ -14,11 +14,18 @@ _OF_BYTE = 128
 # may be (measured: a million short texts, 88 bytes each; 250,000 maps, 232 each).
 _OF_LARGE_BYTE, _OF_MOST_VALUES = 4, 96 * 1024 * 1024
 
-# Of that the bodies of honest callers take less: texts a sixtieth, most lists of tokens a tenth.
+# A body that takes more than this part of the worst is dense, and counts as the worst: honest ones take less, texts a
+# sixtieth of it, most lists of tokens a tenth.
 _DENSE = 4
 
-# So many values are looked at in one step, which takes half a millisecond.
+# What is counted without a look at the single values; what is looked into; and all that is known by its size.
+_NUMBERS, _OF_NUMBER = frozenset({int, float, bool, type(None)}), 36
+_CONTAINERS = frozenset({dict, list, tuple})
+_PLAIN = _NUMBERS | _CONTAINERS | {str, bytes}
+
+# So many values are looked at in one step.
 _VALUES_A_STEP = 4096
+SECONDS_A_STEP = 5e-4
 
 
 def worst_weight(size: int) -> int:
@@ -54,11 +61,6 @@ def weigh_in_steps(value: Any, size: int) -> Iterator[int]:
             yield max(weight, size)
             return
         values = chain.from_iterable(map(_values_of, containers))
-
-
-_NUMBERS, _OF_NUMBER = frozenset({int, float, bool, type(None)}), 36
-_CONTAINERS = frozenset({dict, list, tuple})
-_PLAIN = _NUMBERS | _CONTAINERS | {str, bytes}
 
 
 def _values_of(container: Any) -> Iterable[Any]:

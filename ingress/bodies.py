@@ -71,10 +71,10 @@ async def decode_body(decode: Callable[[bytes], T], body: bytes) -> tuple[T, int
 
 
 def is_wait_expected(size: int) -> bool:
-    """Tell whether a body of so many bytes will have to wait until others have been decoded."""
-    if size <= LARGE_BODY:
-        return size > SMALL_BODY and heavy_work().is_wait_expected
-    return _lines.get()[size > _HUGE_BODY].turn.is_taken
+    """Tell whether the body of a payload of so many bytes may have to wait until others have been decoded."""
+    if size <= SMALL_BODY:
+        return False
+    return heavy_work().is_wait_expected or any(line.turn.is_taken for line in _lines.get())
 
 
 class _Line:

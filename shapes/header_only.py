@@ -47,7 +47,7 @@ class HeaderOnly(IngressDispatch[AsyncIterable[Any]]):
     ) -> ParsedRequest[AsyncIterable[Any]]:
         (stream,) = self.request_streams(control)
         requests = await dialer.open_request_stream(stream, codec_named(control.codec_name).decode)
-        return ParsedRequest(requests, control)
+        return ParsedRequest(requests, control, weight=0)  # its frames are counted as they come
 
     def invoke(self, engine: Engine, request: AsyncIterable[Any], context: Context) -> AsyncIterable[Any]:
         return engine.generate_bidirectional(request, context)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -24,16 +22,10 @@ from ingress.planes._conversation import Conversations
 from ingress.planes._incomplete import IncompleteFrames
 from ingress.wire.request_frame import encode_request_frame
 
-from .passes import Passes, counted_passes
+from .passes import Passes, a_slow_clock, counted_passes, nobody_let_go
 from .raw_caller import open_stage
 from .test_pump import open_pump
 from .test_request_stream import SENTINEL, frame, open_conversation
-
-
-def a_slow_clock() -> Callable[[], float]:
-    """A clock by which whatever lies between two looks takes longer than a pass may."""
-    seconds = itertools.count(0.0, 2 * MAX_SECONDS_A_PASS)
-    return lambda: next(seconds)
 
 
 async def test_of_tasks_with_heavy_work_one_works_in_a_pass_in_order_and_others_run_between() -> None:
@@ -89,24 +81,6 @@ async def test_c13_a_large_body_of_another_caller_waits_for_one_of_a_crowd() -> 
             nursery.start_soon(decode_for, "good")
     assert len(decoded) == 21
     assert decoded.index("good") <= 3
-
-
-@asynccontextmanager
-async def nobody_let_go(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
-    """Let heavy work wait while inside."""
-    let_go = HeavyWork._let_go
-    is_over = trio.Event()
-
-    async def let_go_when_over(work: HeavyWork) -> None:
-        await is_over.wait()
-        await let_go(work)
-
-    monkeypatch.setattr(HeavyWork, "_let_go", let_go_when_over)
-    heavy_work().spent = 1.0
-    try:
-        yield
-    finally:
-        is_over.set()
 
 
 @pytest.mark.parametrize("size", [SMALL_BODY + 100, LARGE_BODY + 100])

@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from ingress import _memory_watermark
+from ingress import _memory_watermark, _request_memory
 from ingress._admission import Admission
 from ingress._request_memory import LARGE_VALUE, SMALL_REQUEST, RequestMemory
 from ingress._weight import worst_weight
@@ -17,7 +17,7 @@ from ingress.abc import AdmissionPolicy, Arrival, Load
 from ingress.errors import IngressError, Overloaded, RequestMemoryExhausted
 from ingress.wire.codec import codec_named
 
-from .passes import Passes
+from .passes import Passes, a_slow_clock
 from .raw_caller import Stage, open_stage, slow_network
 
 MIB = 1 << 20
@@ -114,7 +114,8 @@ async def test_nobody_looks_at_a_request_while_there_is_room_and_a_text_counts_i
     assert 2000 <= await memory.weigh(text, 2000) < 2100
 
 
-async def test_others_run_while_a_long_request_is_weighed() -> None:
+async def test_others_run_while_a_long_request_is_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_request_memory, "clock", a_slow_clock())
     memory = memory_of(1)
     turns = 0
 

@@ -19,6 +19,7 @@ import trio.testing
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import ingress
+from ingress._heavy_work import MAX_SECONDS_A_PASS
 from ingress._network import TcpNetwork, TcpStream, close_now
 from ingress._rotation import MAX_FILE_SIZE
 from ingress.client import Client
@@ -26,11 +27,11 @@ from ingress.errors import StartupError, StreamIncomplete, Unavailable
 from ingress.testing import MemoryNetwork
 from ingress.testing._pipes import pipes
 from ingress.tls import TlsContexts, TlsNetwork, TlsOptions, TlsStream
-from ingress.tls._network import HANDSHAKES_A_PASS, _PacedStream
+from ingress.tls._network import SECONDS_A_WORD, _PacedStream
 from ingress.wire.request_frame import encode_request_frame
 
 from .certificates import Authority
-from .passes import counted_passes
+from .passes import counted_passes, nobody_let_go
 
 ENDPOINT = "demo.backend.generate"
 
@@ -317,7 +318,7 @@ async def test_peers_that_stall_in_their_handshake_keep_nobody_from_theirs(
     network = MemoryNetwork()
     async with serve_and_call(tls, tls, network) as (worker, client):
         host, _, port = worker.address.rpartition(":")
-        for _ in range(3 * HANDSHAKES_A_PASS):
+        for _ in range(30):
             await (await network.connect(host, int(port))).send_all(b"\x16\x03\x01")
         await wait_all_tasks_blocked()
         assert await call(client) == [0, 1, 2]
@@ -326,31 +327,31 @@ async def test_peers_that_stall_in_their_handshake_keep_nobody_from_theirs(
 
 async def test_of_handshakes_that_come_together_a_few_compute_in_one_pass_of_the_loop() -> None:
     """So that other streams get their turns in between; what is received is computed with at once."""
-    turns = trio.CapacityLimiter(3)
     received_in: list[int] = []
 
     async def receive(stream: trio.abc.ReceiveStream) -> None:
         assert await stream.receive_some() == b"\x16hello"
         received_in.append(passes.count)
 
-    pairs = [trio.testing.memory_stream_pair() for _ in range(20)]
+    pairs = [trio.testing.memory_stream_pair() for _ in range(100)]
     for theirs, _ in pairs:
         await theirs.send_all(b"\x16hello")
     async with counted_passes() as passes, trio.open_nursery() as nursery:
         for _, ours in pairs:
-            nursery.start_soon(receive, _PacedStream(ours, turns))
-    assert len(received_in) == 20
-    assert max(Counter(received_in).values()) <= 3
+            nursery.start_soon(receive, _PacedStream(ours))
+    assert len(received_in) == 100
+    assert max(Counter(received_in).values()) <= MAX_SECONDS_A_PASS / SECONDS_A_WORD + 1
 
 
-async def test_who_speaks_no_tls_or_has_left_takes_no_turn_of_those_who_shake_hands() -> None:
-    turns = trio.CapacityLimiter(1)
-    async with turns, await TcpNetwork().open_listener("127.0.0.1", 0) as listener:
+async def test_who_speaks_no_tls_or_has_left_takes_no_turn_of_those_who_shake_hands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with nobody_let_go(monkeypatch) as let_go, await TcpNetwork().open_listener("127.0.0.1", 0) as listener:
         host, port = listener.address
         async with await TcpNetwork().connect(host, port) as stranger, await listener.accept() as accepted:
             await stranger.send_all(b"GET / HTTP/1.1")
             with trio.fail_after(5):
-                assert await _PacedStream(accepted, turns).receive_some() == b"GET / HTTP/1.1"
+                assert await _PacedStream(accepted).receive_some() == b"GET / HTTP/1.1"
         leaving = await TcpNetwork().connect(host, port)
         async with await listener.accept() as accepted, trio.open_nursery() as nursery:
             await leaving.send_all(b"\x16\x03\x01")
@@ -359,7 +360,7 @@ async def test_who_speaks_no_tls_or_has_left_takes_no_turn_of_those_who_shake_ha
             async def receive() -> None:
                 with trio.fail_after(5):
                     try:
-                        await _PacedStream(accepted, turns).receive_some()
+                        await _PacedStream(accepted).receive_some()
                     except trio.BrokenResourceError as exc:
                         outcome.append(exc)
 
@@ -367,9 +368,8 @@ async def test_who_speaks_no_tls_or_has_left_takes_no_turn_of_those_who_shake_ha
             await wait_all_tasks_blocked()
             assert not accepted.has_peer_left
             await leaving.aclose()
-            turns.release()
+            let_go.set()
             await wait_all_tasks_blocked(0.01)
-            await turns.acquire()
             assert [str(exc) for exc in outcome] == ["the peer has left in the handshake"]
 
 

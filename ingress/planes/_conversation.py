@@ -49,7 +49,8 @@ _START_WAIT = 0.5
 _FIRST_READ_SIZE = 16 * 1024
 _READ_SIZE = 64 * 1024
 
-# Of a larger frame each so many bytes count as one more, up to the largest control message: those are read at once.
+# A control message is read before its ack, and a large one takes its time: each so many bytes of a frame count as one
+# more frame, up to the largest control message.
 _COUNTED_SIZE = 16 * 1024
 
 # A frame is copied out of its buffer, and its body out of it: from here on that is work for which it waits its turn.
@@ -244,11 +245,18 @@ class _Conversation:
 
     async def _hand_over_start(self, started: RequestFrame, refusal: IngressError, wanted: int) -> str:
         """Hand over a frame that is not taken, for its ack; its beginning may name a caller who understands none."""
+        shared = self._shared
         start = bytearray(started.payload)
         with trio.move_on_after(_START_WAIT):
             while len(start) < wanted and (data := await self._stream.receive_some(_READ_SIZE)):
                 start += data
+                if len(start) > LARGE_FRAME and shared.incomplete.note(self._connection, len(start)) is not None:
+                    break
                 await _wait_to_read()
+        shared.incomplete.note(self._connection, 0)
+        if shared.turns.left <= 0:
+            await shared.turns.wait(is_bulk=False)
+        shared.turns.left -= 1 + len(start) // _COUNTED_SIZE
         push = Push(_path_of(started), bytes(start[:_START_SIZE]), started.headers, self._peer_host, refusal)
         try:
             return self._receive(push)

@@ -226,8 +226,11 @@ def _accept_none() -> None:
 
 
 def _close_soon(stream: trio.abc.Stream, nursery: trio.Nursery) -> None:
-    """Close at once where the stream can, else in a task; whoever is refused keeps nobody waiting."""
-    close_nowait: Callable[[], None] | None = getattr(stream, "close_nowait", None)
+    """Close at once where the stream can, else in a task; whoever is refused keeps nobody waiting.
+
+    TLS has no goodbye for them: there may be thousands, each with a descriptor until it is closed.
+    """
+    close_nowait: Callable[[], None] | None = getattr(getattr(stream, "transport", stream), "close_nowait", None)
     if close_nowait is None:
         nursery.start_soon(trio.aclose_forcefully, stream)
     else:

@@ -9,6 +9,7 @@ from typing import Any
 
 import trio
 
+from .._heavy_work import heavy_work
 from .._text import printable
 from ..abc import Network
 from ._contexts import TlsContexts
@@ -21,26 +22,23 @@ ALERT_TIMEOUT = 1.0
 GOODBYE_TIMEOUT = 0.1
 
 
-# Handshakes of peers that come to us which may compute in one pass of the event loop, 0.5 to 1 ms each: a thousand that
-# come together would hold up everybody's streams for a second.
-HANDSHAKES_A_PASS = 8
-
+# What OpenSSL computes for a word of a handshake, at most; a thousand that come together would hold up everybody's
+# streams for a second.
+SECONDS_A_WORD = 1e-3
 
 # What the first record of a handshake begins with; OpenSSL refuses anything else without a computation.
 _HANDSHAKE_RECORD = b"\x16"
 
 
 class _PacedStream(trio.abc.Stream):
-    """A connection in its handshake: what it receives waits for a turn before OpenSSL gets it.
+    """A connection in its handshake: what it receives waits for its turn before OpenSSL gets it.
 
-    A turn is held for one pass of the event loop and never while waiting for the peer, so that who stalls has none. Who
-    speaks no TLS needs none, and who has left behind its first word gets no answer: of four thousand a second that did
-    so, two hundred were worked off.
+    Who speaks no TLS needs none, and who has left behind its first word gets no answer: of four thousand a second that
+    did so, two hundred were worked off.
     """
 
-    def __init__(self, transport: trio.abc.Stream, turns: trio.CapacityLimiter) -> None:
+    def __init__(self, transport: trio.abc.Stream) -> None:
         self._transport = transport
-        self._turns = turns
         self._has_begun = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
@@ -50,10 +48,9 @@ class _PacedStream(trio.abc.Stream):
             return data
         if not has_begun:
             self._check_presence()  # those who have left do not stand in line
-        async with self._turns:
-            if not has_begun:
-                self._check_presence()
-            await trio.lowlevel.checkpoint()
+        await heavy_work().spend(SECONDS_A_WORD)
+        if not has_begun:
+            self._check_presence()
         return data
 
     def _check_presence(self) -> None:
@@ -87,12 +84,10 @@ class TlsStream(trio.abc.Stream):
         options: TlsOptions,
         *,
         server_hostname: str | None = None,
-        turns: trio.CapacityLimiter | None = None,
     ) -> None:
         """
         Args:
             server_hostname: whom the peer must prove to be, where we are the client; None makes us the server.
-            turns: what handshakes share that must not take a pass of the event loop for themselves.
         """
         self.transport = transport
         self._options = options
@@ -100,7 +95,6 @@ class TlsStream(trio.abc.Stream):
         self._tls: Any = trio.SSLStream(
             transport, context, server_hostname=server_hostname, server_side=self._is_server, https_compatible=False
         )
-        self._turns = turns
         self._is_ready = False
         self._sending = 0
 
@@ -117,8 +111,8 @@ class TlsStream(trio.abc.Stream):
         timeout = self._options.handshake_timeout
         with trio.move_on_after(timeout):
             try:
-                if self._turns is not None:
-                    self._tls.transport_stream = _PacedStream(self.transport, self._turns)
+                if self._is_server:
+                    self._tls.transport_stream = _PacedStream(self.transport)
                 await self._tls.do_handshake()
                 self._tls.transport_stream = self.transport
             except trio.BrokenResourceError as exc:
@@ -148,7 +142,12 @@ class TlsStream(trio.abc.Stream):
     def _check_name(self) -> None:
         if not (self._is_server and self._options.allowed_names):
             return
-        names = [str(value) for _, value in (self._tls.getpeercert() or {}).get("subjectAltName", ())]
+        # A URI is no host's name, whatever it says: one that may send is allowed with its scheme.
+        names = [
+            str(value)
+            for kind, value in (self._tls.getpeercert() or {}).get("subjectAltName", ())
+            if kind in ("DNS", "IP Address") or (kind == "URI" and "://" in str(value))
+        ]
         if not {name.lower() for name in names} & {name.lower() for name in self._options.allowed_names}:
             shown = printable(", ".join(names) or "none")
             raise trio.BrokenResourceError(f"TLS handshake failed: no allowed name in the certificate of {shown}")
@@ -190,7 +189,6 @@ class TlsListener(trio.abc.Listener[trio.abc.Stream]):
     def __init__(self, listener: trio.abc.Listener[trio.abc.Stream], contexts: TlsContexts) -> None:
         self.listener = listener
         self._contexts = contexts
-        self._turns = trio.CapacityLimiter(HANDSHAKES_A_PASS)
 
     async def accept(self) -> TlsStream:
         return self._wrap(await self.listener.accept())
@@ -202,7 +200,7 @@ class TlsListener(trio.abc.Listener[trio.abc.Stream]):
         return None if transport is None else self._wrap(transport)
 
     def _wrap(self, transport: trio.abc.Stream) -> TlsStream:
-        return TlsStream(transport, self._contexts.server(), self._contexts.options, turns=self._turns)
+        return TlsStream(transport, self._contexts.server(), self._contexts.options)
 
     async def aclose(self) -> None:
         await self.listener.aclose()
