@@ -75,6 +75,7 @@ class DialGuard:
         try:
             info = read_connection_info(stream, request_id, stream_type)
             if self._policy.resolve_names and (name := parse_host_name(info.address)) is not None:
+                self._policy.check_name(name)
                 self._check_line(peer_host, name)
                 return info, name
             address = self._allowed(info.address, peer_host, len(self._own_addresses))

@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterable
 
 import trio
 
+from ._shares import caller_of
 from .errors import ResponseStreamError
 from .wire.addresses import SocketAddress
 
@@ -100,9 +101,10 @@ class DialLimits:
         has_answered = target in self._answered
         patience = _PATIENCE if has_answered else _PATIENCE_WITH_NEW
         latest = trio.current_time() - patience
+        peer = caller_of(peer_host or "")
         return any(
             (share := self._shares.get(key)) is not None and share.is_long(has_answered, latest)
-            for key in ((peer_host, target), peer_host)
+            for key in ((peer, target), peer)
         )
 
     def _share(self, key: Hashable, most: int, reserved: float = 0.0) -> _Share:
@@ -169,7 +171,8 @@ class Turn:
         self.waits_since = 0.0
         self.taken = 0
         self._limits = limits
-        self._keys: tuple[Hashable, Hashable] = ((peer_host, target), peer_host)
+        peer = caller_of(peer_host or "")
+        self._keys: tuple[Hashable, Hashable] = ((peer, target), peer)
         most = MAX_PENDING_DIALS_OF_PEER_TO_ADDRESS if self.is_to_answered else MAX_PENDING_DIALS_TO_NEW_ADDRESS
         self.shares = (
             limits._share(self._keys[0], most),

@@ -5,6 +5,7 @@ Checked before the ack, without a packet and without a resolver. See docs/design
 
 from __future__ import annotations
 
+import errno
 import functools
 import ipaddress
 import socket
@@ -14,7 +15,7 @@ from typing import Literal
 from attrs import field, frozen
 
 from .errors import DialBackRefused
-from .wire.addresses import IpAddress, SocketAddress, unwrap
+from .wire.addresses import HostName, IpAddress, SocketAddress, unwrap
 
 DialPolicyName = Literal["peer", "cidr", "any"]
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -58,6 +59,15 @@ class DialPolicy:
         """
         for ip in address.forms:
             self._check(address, ip, peer_host, own_addresses)
+
+    def check_name(self, name: HostName) -> None:
+        """Return if an address of that name may perhaps be dialled, as far as can be told without a look at it.
+
+        Raises:
+            DialBackRefused: whatever it is, it may not.
+        """
+        if name.port < LOWEST_PORT and not any(network.prefixlen == network.max_prefixlen for network in self.allow):
+            raise DialBackRefused(f"dial-back port {name.port} is below {LOWEST_PORT}", reason="reserved")
 
     def _check(
         self,
@@ -115,38 +125,39 @@ def _is_own(ip: IpAddress, own_host: str) -> bool:
     return unwrap(own) == ip or (own.is_unspecified and is_of_this_host(ip))
 
 
-@functools.lru_cache(maxsize=1024)
 def is_of_this_host(ip: IpAddress) -> bool:
     """Tell whether the address belongs to this machine: whether it can be bound, as only local ones can."""
     if ip.is_loopback:
         return True
     # Where the system lets foreign addresses be bound (net.ipv4.ip_nonlocal_bind), binding proves nothing.
-    return not ip.is_unspecified and _can_bind(ip) and not _can_bind(_FOREIGN[ip.version])
+    return not ip.is_unspecified and _refusal(ip, "bind") is None and _refusal(_FOREIGN[ip.version], "bind") is not None
 
 
-@functools.lru_cache(maxsize=1024)
 def is_broadcast(ip: IpAddress) -> bool:
     """Tell whether it is the broadcast address of a network of this machine, as its routes say; sends nothing."""
-    if ip.version == 6:
-        return False
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((str(ip), LOWEST_PORT))
-    except PermissionError:  # what may not be connected without SO_BROADCAST
-        return True
-    except OSError:
-        return False
-    return False
+    return ip.version == 4 and _refusal(ip, "connect") == errno.EACCES  # as without SO_BROADCAST
 
 
 # Reserved for documentation: no machine's own.
 _FOREIGN: Mapping[int, IpAddress] = {4: ipaddress.IPv4Address("192.0.2.1"), 6: ipaddress.IPv6Address("2001:db8::1")}
 
 
-def _can_bind(ip: IpAddress) -> bool:
+def _refusal(ip: IpAddress, what: Literal["bind", "connect"]) -> int | None:
+    """Return with which errno the system refuses the address to a socket, None where it does not."""
     try:
-        with socket.socket(socket.AF_INET6 if ip.version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.bind((str(ip), 0))
-    except OSError:
-        return False
-    return True
+        return _asked(ip, what)
+    except OSError as exc:  # what we lack ourselves says nothing about an address, and is not remembered
+        return exc.errno
+
+
+@functools.lru_cache(maxsize=2048)
+def _asked(ip: IpAddress, what: Literal["bind", "connect"]) -> int | None:
+    with socket.socket(socket.AF_INET6 if ip.version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            if what == "bind":
+                probe.bind((str(ip), 0))
+            else:
+                probe.connect((str(ip), LOWEST_PORT))
+        except OSError as exc:
+            return exc.errno
+    return None

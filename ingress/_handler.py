@@ -22,6 +22,7 @@ from ._ledger import OVERLOADED, QUEUE_DEADLINE, Ledger, error_type_of
 from ._logging import request_scope
 from ._push_gate import AdmittedPush, PushGate
 from ._response import Response
+from ._shares import caller_of
 from ._text import quoted
 from ._token import TokenGuard
 from ._tracing import EndpointTracer, RequestEnd, RequestStart, end_span, start_span
@@ -123,7 +124,7 @@ class PushHandler:
     async def handle_payload(self, admitted: AdmittedPush, context: RequestContext) -> None:
         """Answer one request that was opened. Raises nothing but cancellation, and frees whatever it took."""
         control = admitted.control
-        of_peer.set(admitted.peer_host or "")
+        of_peer.set(caller_of(admitted.peer_host or ""))
         try:
             with request_scope(control.id, context.trace_id, context.span_id):
                 self._ledger.request_log.received(control.id, admitted.size, control.codec_name, context.trace_id)

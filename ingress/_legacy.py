@@ -15,6 +15,7 @@ from ._dialback import DialBacks
 from ._push_gate import read_push
 from ._request_memory import RequestMemory
 from ._response import Response
+from ._shares import caller_of
 from ._text import quoted
 from .abc import IngressDispatch, Push
 from .errors import IngressError, PublishError, ResponseStreamError
@@ -74,7 +75,7 @@ class LegacyTeller:
         """Dial back, send the error prologue and the sentinel. Raises nothing but cancellation."""
         context = RequestContext(request_id=refusal.control.id, endpoint=_ENDPOINT_OF_NOBODY, metadata={}, headers={})
         try:
-            open_memory = partial(self._request_memory.open, refusal.peer_host)
+            open_memory = partial(self._request_memory.open, caller_of(refusal.peer_host or ""))
             async with self._dial_backs.of_request(context, refusal.peer_host, open_memory) as dial_back:
                 response = Response(
                     dial_back,

@@ -15,6 +15,7 @@ from msgspec import UNSET, UnsetType
 from ._admission import Admission, Slot
 from ._dial_guard import DialGuard, DialTarget
 from ._ledger import Ledger
+from ._shares import caller_of
 from ._token import TOKEN_HEADER, TokenGuard
 from .abc import Arrival, IngressDispatch, Push
 from .errors import DeserializationError, IngressError, InvalidMessage, MessageTooLarge, Overloaded
@@ -100,7 +101,8 @@ class PushGate:
             if self._admission.has_policy:
                 announced = push.refusal.size if isinstance(push.refusal, MessageTooLarge) else size
                 arrival = Arrival(self._endpoint_id, announced, control, push.headers, push.peer_host)
-            slot = self._admission.admit(arrival, peer=push.peer_host, size=size, streams=streams)
+            peer = None if push.peer_host is None else caller_of(push.peer_host)
+            slot = self._admission.admit(arrival, peer=peer, size=size, streams=streams)
             return AdmittedPush(
                 push.payload,
                 size,

@@ -14,7 +14,7 @@ import trio
 from ._checks import check_count
 from ._heavy_work import clock, heavy_work
 from ._memory_watermark import share_of_memory
-from ._shares import share_of_peer
+from ._shares import SharedBudget
 from ._weight import SECONDS_A_STEP, weigh_in_steps, worst_weight
 from .errors import RequestMemoryExhausted
 from .wire.two_part import DEFAULT_MAX_MESSAGE_SIZE
@@ -22,9 +22,6 @@ from .wire.two_part import DEFAULT_MAX_MESSAGE_SIZE
 # Of the memory; and what a worker takes however little there is of it, and however much.
 MEMORY_SHARE = 4
 LEAST_REQUEST_MEMORY, MOST_REQUEST_MEMORY = 256 * 1024 * 1024, 2 * 1024 * 1024 * 1024
-
-# Where a few addresses have taken all of it, others that take no more than the first still find as much as the second.
-_LITTLE_SHARE, _RESERVE_SHARE = 64, 4
 
 # Not counted while less than half is taken: 2,048 of them take 256 MiB at the very worst.
 SMALL_REQUEST = 1024
@@ -34,7 +31,7 @@ SMALL_REQUEST = 1024
 LARGE_VALUE = 4 * 1024 * 1024
 
 
-class RequestMemory:
+class RequestMemory(SharedBudget):
     """The account of one worker; for its event loop.
 
     Args:
@@ -52,13 +49,9 @@ class RequestMemory:
             check_count("max_request_memory", most)
         else:
             most = share_of_memory(MEMORY_SHARE, LEAST_REQUEST_MEMORY, MOST_REQUEST_MEMORY)
-        self.most = max(most, largest)
-        self.most_of_peer = max(share_of_peer(self.most), largest)
-        self._most_of_all = self.most + self.most // _RESERVE_SHARE
+        super().__init__(most, largest)
         self.half = self.most // 2
         """Above it requests are looked at, instead of being counted as the worst that they can be."""
-        self.held = 0
-        self._of_peers: dict[str, int] = {}  # only those that hold something
         self._discarded: deque[tuple[Any, str, int]] = deque()
         self._has_discarded = trio.Event()
         self._is_freeing = False
@@ -76,27 +69,13 @@ class RequestMemory:
 
     def complaint(self, peer: str, size: int = 0) -> str | None:
         """Say why so many bytes more would be too much, where they would be."""
-        if peer and self._of_peers.get(peer, 0) + size > self.most_of_peer:
-            return f"requests of one caller would take more than {self.most_of_peer >> 20} MiB of memory"
-        if self.held + size <= self.most or (self._takes_little(peer, size) and self.held + size <= self._most_of_all):
-            return None
-        return f"requests would take more than {self.most >> 20} MiB of memory"
-
-    def _takes_little(self, peer: str, size: int) -> bool:
-        return peer != "" and self._of_peers.get(peer, 0) + size <= self.most // _LITTLE_SHARE
-
-    def take(self, peer: str, size: int) -> None:
-        """Count so many bytes more, whether or not there is room."""
-        self.held += size
-        self._of_peers[peer] = self._of_peers.get(peer, 0) + size
-
-    def give_back(self, peer: str, size: int) -> None:
-        """Count so many bytes less."""
-        self.held -= size
-        if left := self._of_peers.get(peer, 0) - size:
-            self._of_peers[peer] = left
-        else:
-            self._of_peers.pop(peer, None)
+        match self.excess(peer, size):
+            case "peer":
+                return f"requests of one caller would take more than {self.most_of_peer >> 20} MiB of memory"
+            case "all":
+                return f"requests would take more than {self.most >> 20} MiB of memory"
+            case None:
+                return None
 
     def discard(self, value: Any, peer: str, weight: int) -> None:
         """Free a large value when its turn comes, until when it counts; at once where nobody sees to turns."""

@@ -90,6 +90,15 @@ async def test_f15_a_peer_at_its_limit_displaces_only_its_own(autojump_clock: Mo
     assert other.is_open
 
 
+async def test_f15_of_ipv6_a_whole_network_of_64_bits_has_one_share(autojump_clock: MockClock) -> None:
+    connections = make(10, of_peer=2)
+    for last in (1, 2):
+        admit(connections, f"2001:db8::{last}")
+    assert enter(connections, "2001:db8::3") == (None, None)
+    assert "2 of its address are open" in connections.describe_full("2001:db8::3")
+    admit(connections, "2001:db8:0:1::3")
+
+
 class LookedAt(Connection):
     looks = 0
 

@@ -183,6 +183,13 @@ async def test_d05_a_thousand_callers_whom_nobody_can_reach_do_not_keep_a_new_on
         newcomer.release()
 
 
+async def test_d05_of_ipv6_a_whole_network_of_64_bits_has_one_peers_turns() -> None:
+    limits = DialLimits()
+    taken = [limits.take_turn_nowait(f"2001:db8::{number:x}", number) for number in range(100)]
+    assert sum(turn is not None for turn in taken) == 48
+    assert limits.take_turn_nowait("2001:db8:0:1::1", "another") is not None
+
+
 async def test_d05_a_line_that_does_not_move_takes_nobody_more(autojump_clock: MockClock) -> None:
     network = BlackHole()
     network.black = frozenset(range(6000, 7000))
@@ -404,6 +411,18 @@ async def test_d04_every_address_of_a_name_is_checked_and_the_checked_one_dialle
             assert stage.errors() == {"response_stream": 1}
             assert len(stage.worker._network.connects) == 1
         assert resolver.asked == ["caller.example"]
+
+
+async def test_d03_a_name_at_a_port_that_no_address_may_have_is_refused_without_a_look_at_it() -> None:
+    resolver = Resolver(["127.0.0.1"])
+    trio.socket.set_custom_hostname_resolver(resolver)
+    async with open_stage(echo, dial_policy=DialPolicy("any", resolve_names=True)) as stage:
+        assert await ask(stage, "caller.example:22") == REFUSED
+        assert denied(stage) == {"reserved": 1}
+    named = DialPolicy("any", allow=["127.0.0.1/32"], resolve_names=True)
+    async with open_stage(echo, dial_policy=named) as stage:
+        assert await ask(stage, "caller.example:22") == ""
+    assert resolver.asked == ["caller.example"]
 
 
 async def test_d03_no_name_is_looked_up_by_default() -> None:

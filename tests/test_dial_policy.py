@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import ipaddress
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,10 +21,14 @@ PEER, THIS_HOST = "203.0.113.5", "198.51.100.1"
 @pytest.fixture(autouse=True)
 def _addresses_of_this_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This host has one address beside loopback, in IPv4 and in IPv6."""
-    monkeypatch.setattr(module, "_can_bind", lambda ip: str(ip) in (THIS_HOST, "2001:db8:1::1"))
-    module.is_of_this_host.cache_clear()
+    own = (THIS_HOST, "2001:db8:1::1")
+    system = module._asked
+
+    def asked(ip: Any, what: Any) -> int | None:
+        return system(ip, what) if what == "connect" else None if str(ip) in own else errno.EADDRNOTAVAIL
+
+    monkeypatch.setattr(module, "_asked", asked)
     yield
-    module.is_of_this_host.cache_clear()
 
 
 def is_allowed(policy: DialPolicy, address: str, peer_host: str | None, own: Any = ()) -> bool:
@@ -173,10 +180,24 @@ def test_the_workers_own_listeners_are_never_dialled(own: str) -> None:
 
 def test_where_any_address_can_be_bound_binding_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """With net.ipv4.ip_nonlocal_bind every address would pass for one of this host."""
-    monkeypatch.setattr(module, "_can_bind", lambda ip: True)
+    monkeypatch.setattr(module, "_asked", lambda ip, what: None)
     assert not is_allowed(DialPolicy(), "192.0.2.77:5000", PEER)
     assert not is_allowed(DialPolicy(), f"{THIS_HOST}:5000", PEER)
     assert is_allowed(DialPolicy(), f"{PEER}:5000", PEER)
+
+
+def test_what_could_not_be_asked_for_want_of_descriptors_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    address = ipaddress.ip_address("127.255.255.255")
+
+    def none_left(*args: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as short:
+        short.setattr(socket, "socket", none_left)
+        module._asked.cache_clear()
+        assert not module.is_broadcast(address)
+    assert module.is_broadcast(address)
 
 
 def test_a_policy_that_cannot_be_read_is_refused() -> None:

@@ -427,6 +427,14 @@ async def test_l04_a_conversation_takes_two_descriptors_until_both_streams_are_c
         assert descriptors.held == 0
 
 
+async def test_l08_a_push_counts_its_own_bytes_as_long_as_its_conversation_lasts() -> None:
+    async with open_stage(echo) as stage:
+        call = await stage.open(metadata={"k": "v" * 12_000})
+        assert await call.responses.next_frame() == PROLOGUE
+        assert 12_000 < stage.worker.admission.request_memory.held < 50_000
+        await call.requests.send(SENTINEL)
+
+
 async def test_l08_input_for_which_there_is_no_memory_is_told_on_the_response_stream() -> None:
     go_on = trio.Event()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -14,12 +15,14 @@ from ingress import _pump, bodies
 from ingress._fair_line import of_peer
 from ingress._heavy_work import MAX_SECONDS_A_PASS, HeavyWork, heavy_work
 from ingress._pump import LARGE_CHUNK
+from ingress._request_stream import MAX_QUEUED_FRAMES
 from ingress._tallies import Tallies
 from ingress.abc import Push
 from ingress.bodies import LARGE_BODY, SMALL_BODY, decode_body
 from ingress.planes._connections import Connections
 from ingress.planes._conversation import Conversations
 from ingress.planes._incomplete import IncompleteFrames
+from ingress.testing import MemoryNetwork
 from ingress.wire.request_frame import encode_request_frame
 
 from .passes import Passes, a_slow_clock, counted_passes, nobody_let_go
@@ -110,6 +113,62 @@ async def test_l06_a_caller_that_leaves_while_its_body_waits_for_others_holds_no
         assert asked == ["y" * size]
         assert stage.outcomes() == {("cancelled", "disconnect"): 1, ("completed", "ok"): 1}
         stage.assert_nothing_left()
+
+
+class TwoHosts(MemoryNetwork):
+    """Connections come from the host that is named when they are opened."""
+
+    host = "127.0.0.1"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._hosts: dict[trio.abc.Stream, str] = {}
+
+    def peer_host(self, stream: trio.abc.Stream) -> str | None:
+        return self._hosts.setdefault(stream, self.host)
+
+
+async def test_a_body_of_another_address_waits_for_one_of_a_crowd(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def engine(request: Any) -> AsyncIterator[Any]:
+        asked.append(request[:4])
+        yield len(request)
+
+    asked: list[str] = []
+    network = TwoHosts()
+    async with open_stage(engine, network=network) as stage:
+        # 14 KB are read at once and take 1.4 ms at the most, so that eight go on at a time.
+        greedy = ["busy" * 3500 for _ in range(20)]
+        async with nobody_let_go(monkeypatch):
+            answers = [await stage.call(body) for body in greedy]
+            network.host = "127.0.0.2"
+            other = await stage.caller.connect(stage.worker)
+            answers.append(await stage.caller.call(other, "good" * 3500))
+            await wait_all_tasks_blocked()
+            assert asked == []
+            # Who waits has been dialled: a caller that leaves is heard.
+            await answers[-1].read_until(lambda said: said.subject)
+        for answer in answers:
+            await answer.read_to_sentinel()
+    assert len(asked) == 21
+    assert asked.index("good") < 8
+
+
+async def test_a_caller_that_leaves_waits_for_no_decoder() -> None:
+    is_decoding, let_go = trio.Event(), threading.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def decode(body: bytes) -> None:
+        token.run_sync_soon(is_decoding.set)
+        assert let_go.wait(30)
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(decode_body, decode, bytes(LARGE_BODY + 1))
+            await is_decoding.wait()
+            nursery.cancel_scope.cancel()
+        assert not let_go.is_set()
+    finally:
+        let_go.set()
 
 
 async def test_little_work_waits_for_no_pass() -> None:
@@ -231,6 +290,19 @@ async def test_c13_a_body_that_cannot_be_decoded_has_taken_its_time_too(monkeypa
     with pytest.raises(ValueError, match="no body"):
         await decode_body(decode, bytes(SMALL_BODY + 1))
     assert heavy_work().spent > before + MAX_SECONDS_A_PASS
+
+
+async def test_c13_frames_of_a_byte_count_too_and_an_engine_has_few_of_them_waiting() -> None:
+    """A read of 16 KiB may hold 655: a hundred streams had made a pass of 387 ms."""
+    before = heavy_work().spent
+    async with open_conversation(is_taking=False) as conversation:
+        await conversation.caller.send_all(frame(1) * 600 + SENTINEL)
+        await wait_all_tasks_blocked()
+        assert len(conversation.requests._items) == MAX_QUEUED_FRAMES
+        assert heavy_work().spent - before >= MAX_QUEUED_FRAMES * 1e-5
+        with trio.fail_after(5):
+            await conversation.take_all()
+        assert conversation.taken == [1] * 600
 
 
 async def test_c13_small_frames_of_many_request_streams_count_together() -> None:

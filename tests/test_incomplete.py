@@ -11,16 +11,16 @@ import pytest
 
 from ingress import _memory_watermark
 from ingress._memory_watermark import MemoryLimit, find_usable_memory
-from ingress.planes._connections import Connection, Peer
+from ingress.planes._connections import Connection
 from ingress.planes._incomplete import LEAST_INCOMPLETE_BYTES, IncompleteFrames
 
 MIB = 1 << 20
 TOO_MANY = "too many bytes of unfinished requests"
 
 
-def connection(peer: Peer | None = None) -> Connection:
+def connection(peer_host: str | None = None) -> Connection:
     stream: Any = None
-    return Connection(stream, None, peer, 0.0)
+    return Connection(stream, peer_host, None, 0.0)
 
 
 def test_f03_all_connections_have_one_budget_and_give_it_back() -> None:
@@ -35,19 +35,28 @@ def test_f03_all_connections_have_one_budget_and_give_it_back() -> None:
 
 
 def test_f03_one_peer_leaves_the_others_a_quarter() -> None:
-    frames, peer = IncompleteFrames(100, 10), Peer()
-    assert frames.note(connection(peer), 70) is None
-    of_peer = connection(peer)
+    frames = IncompleteFrames(100, 10)
+    assert frames.note(connection("10.0.0.1"), 70) is None
+    of_peer = connection("10.0.0.1")
     assert frames.note(of_peer, 6) == TOO_MANY
     assert frames.note(of_peer, 0) is None
-    assert frames.note(connection(Peer()), 30) is None
-    assert peer.incomplete == 70
+    assert frames.note(connection("10.0.0.2"), 30) is None
+
+
+def test_f03_who_holds_little_finds_room_where_a_few_have_taken_all_of_it() -> None:
+    frames = IncompleteFrames(6400, 100)
+    assert frames.note(connection("10.0.0.1"), 4800) is None
+    assert frames.note(connection("10.0.0.2"), 1600) is None
+    assert frames.note(connection("10.0.0.2"), 1) == TOO_MANY
+    little = [connection(f"10.0.1.{number}") for number in range(16)]
+    assert [frames.note(each, 99) for each in little] == [None] * 16
+    assert frames.note(little[0], 101) == TOO_MANY
 
 
 def test_one_of_the_largest_requests_always_fits() -> None:
     frames = IncompleteFrames(10, 50)
     assert (frames.most, frames.most_of_peer) == (50, 50)
-    assert frames.note(connection(Peer()), 50) is None
+    assert frames.note(connection("10.0.0.1"), 50) is None
 
 
 def test_l08_what_is_held_does_not_grow_while_memory_is_short() -> None:

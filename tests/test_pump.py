@@ -477,6 +477,24 @@ async def test_a_send_that_was_cut_is_never_followed_by_another() -> None:
     assert len(sent) == 1
 
 
+async def test_a_send_that_fails_as_nobody_foresaw_does_not_look_sent(caplog: pytest.LogCaptureFixture) -> None:
+    class Odd(trio.abc.SendStream):
+        async def send_all(self, data: Any) -> None:
+            await trio.lowlevel.checkpoint()
+            raise OSError("an odd network")
+
+        async def wait_send_all_might_not_block(self) -> None: ...
+        async def aclose(self) -> None: ...
+
+    async with open_pump(Odd()) as pump:
+        pump.writer.write(b"x" * 100)
+        pump.writer.flush()
+        with trio.fail_after(5), pytest.raises(PublishError, match="an odd network"):
+            await pump.writer.drained()
+        assert [str(failure) for failure in pump.failures] == ["an odd network"]
+    assert "response stream: internal error" in caplog.text
+
+
 @pytest.mark.parametrize(("stall", "is_cut"), [(59, False), (61, True)])
 async def test_d07_a_peer_that_takes_no_byte_is_given_up_at_the_stall_limit(
     stall: float, is_cut: bool, autojump_clock: MockClock

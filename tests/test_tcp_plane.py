@@ -9,6 +9,7 @@ import logging
 import math
 import random
 import tracemalloc
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -28,6 +29,7 @@ from ingress.planes.tcp import TcpRequestPlane
 from ingress.testing import MemoryNetwork
 from ingress.wire.request_frame import AckDecoder, encode_request_frame
 
+from .passes import counted_passes
 from .raw_caller import open_stage
 
 
@@ -542,6 +544,38 @@ async def test_f03_f13_large_frames_that_wait_for_their_rest_have_a_limit_togeth
         await waiting[1].aclose()
         await wait_all_tasks_blocked()
         assert served.plane._incomplete.held == 0
+
+
+async def test_f03_of_a_frame_that_finds_no_room_no_more_is_taken_than_any_connection_may_hold(
+    autojump_clock: MockClock,
+) -> None:
+    async with serve_plane(max_frame_size=500_000, max_incomplete_bytes=500_000) as served:
+        first, second = await served.connect(), await served.connect()
+        await first.send_all(LARGE[:399_000])
+        await wait_all_tasks_blocked()
+        await second.send_all(LARGE[:390_000])
+        assert await read_acks(second, 1) == [UNFINISHED]
+        (push,) = served.receiver.pushes
+        assert len(push.payload) < 3 * 64 * 1024
+
+
+async def test_f02_frames_that_are_too_large_are_looked_at_some_a_pass_too(autojump_clock: MockClock) -> None:
+    """A thousand that waited for their beginnings together had been handed over in one pass."""
+    looked_at: Counter[int] = Counter()
+
+    class Counted(list[Push]):
+        def append(self, push: Push) -> None:
+            looked_at[passes.count] += 1
+
+    async with serve_plane(max_frame_size=1000) as served, counted_passes() as passes:
+        served.receiver.pushes = Counted()
+        streams = [await served.connect() for _ in range(1000)]
+        for stream in streams:
+            await stream.send_all(frame(payload=bytes(2000))[:200])
+        for stream in streams:
+            assert len(await read_acks(stream, 1)) == 1
+    assert sum(looked_at.values()) == 1000
+    assert max(looked_at.values()) <= FRAMES_A_PASS
 
 
 async def test_f14_idle_connections_hold_nothing_of_the_requests_that_they_have_sent() -> None:

@@ -27,7 +27,7 @@ from ingress.errors import StartupError, StreamIncomplete, Unavailable
 from ingress.testing import MemoryNetwork
 from ingress.testing._pipes import pipes
 from ingress.tls import TlsContexts, TlsNetwork, TlsOptions, TlsStream
-from ingress.tls._network import SECONDS_A_WORD, _PacedStream
+from ingress.tls._network import SECONDS_A_WORD, _PacedStream, names_of
 from ingress.wire.request_frame import encode_request_frame
 
 from .certificates import Authority
@@ -249,6 +249,12 @@ async def test_only_allowed_names_get_in(authority: Authority, caplog: pytest.Lo
         await until(lambda: refused(worker) == 1)
     assert "no allowed name in the certificate of intruder.example" in caplog.text
     assert tls.is_mutual
+
+
+def test_a_uri_that_looks_like_a_host_names_nobody() -> None:
+    named = [("DNS", "a.example"), ("URI", "b.example"), ("URI", "spiffe://c/d"), ("IP Address", "10.0.0.1")]
+    assert names_of({"subjectAltName": named}) == ["a.example", "spiffe://c/d", "10.0.0.1"]
+    assert names_of({}) == []
 
 
 # -- bytes that are not what they should be --------------------------------------------------------------------------

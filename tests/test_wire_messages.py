@@ -143,9 +143,11 @@ def test_c02_null_is_no_value(field: str) -> None:
     refuses(json.dumps(CONTROL | {field: None}).encode())
 
 
-def test_c03_an_id_has_at_most_1024_characters() -> None:
+def test_c03_an_id_has_at_most_1024_bytes() -> None:
     assert len(RequestControlMessage.decode(control(id="i" * MAX_REQUEST_ID)).id) == 1024
-    assert refuses(control(id="i" * 1025)) == "request id of 1025 characters exceeds 1024"
+    assert len(RequestControlMessage.decode(control(id="é" * 512)).id) == 512
+    assert refuses(control(id="i" * 1025)) == "request id of 1025 bytes exceeds 1024"
+    assert refuses(control(id="é" * 513)) == "request id of 1026 bytes exceeds 1024"
 
 
 def test_a_control_message_has_at_most_256_kib() -> None:
@@ -166,6 +168,7 @@ def test_c04_metadata_has_at_most_64_entries_and_16_kib() -> None:
     large = {"k": "v" * (MAX_METADATA_BYTES - 1)}
     assert RequestControlMessage.decode(control(metadata=large)).metadata == large
     assert "1 entries exceeds" in refuses(control(metadata={"k": large["k"] + "v"}))
+    assert "1 entries exceeds" in refuses(control(metadata={"k": "é" * (MAX_METADATA_BYTES // 2)}))
 
 
 def test_c05_of_a_key_that_stands_twice_the_last_one_wins() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import trio
 
+from .._shares import caller_of
 from .._tallies import Tallies
 
 # A caller sends its first request as soon as it is connected.
@@ -45,10 +46,9 @@ class Connection:
 class Peer:
     """What one address has open."""
 
-    __slots__ = ("incomplete", "open", "silent")
+    __slots__ = ("open", "silent")
 
     def __init__(self) -> None:
-        self.incomplete = 0
         self.open = 0
         self.silent = Silent()
         """Those that have not sent a whole request yet."""
@@ -122,7 +122,7 @@ class Connections:
         Returns:
             the connection, None where it was refused; and another one that has left for it, to be closed now.
         """
-        peer = None if peer_host is None else self._peers.get(peer_host)
+        peer = None if peer_host is None else self._peers.get(caller_of(peer_host))
         given_up, reason = None, self._limit_reached(peer)
         if peer is not None and peer.open >= self.most_of_peer:
             given_up = peer.silent.longest(self._now())  # it displaces only its own
@@ -135,7 +135,7 @@ class Connections:
             self._tallies.connections_refused["silent"] += 1
             self.leave(given_up)
         if peer_host is not None:
-            peer = self._peers.setdefault(peer_host, Peer())
+            peer = self._peers.setdefault(caller_of(peer_host), Peer())
         connection = Connection(stream, peer_host, peer, self._now())
         self._tallies.connections_open += 1
         self._silent.add(connection)
@@ -146,7 +146,7 @@ class Connections:
 
     def describe_full(self, peer_host: str | None) -> str:
         """Say which limit keeps a connection of that address out, for people."""
-        peer = None if peer_host is None else self._peers.get(peer_host)
+        peer = None if peer_host is None else self._peers.get(caller_of(peer_host))
         if peer is not None and self._limit_reached(peer) == "peer":
             return f"{peer.open} of its address are open, of at most {self.most_of_peer} of one address"
         return f"{self._tallies.connections_open} are open, of at most {self.most}"
@@ -164,7 +164,7 @@ class Connections:
         if (peer := connection.peer) is not None:
             peer.open -= 1
             if not peer.open and connection.peer_host is not None:
-                del self._peers[connection.peer_host]
+                del self._peers[caller_of(connection.peer_host)]
 
     def _no_longer_silent(self, connection: Connection) -> None:
         self._silent.discard(connection)

@@ -14,6 +14,7 @@ import trio
 
 from .._fair_line import of_peer
 from .._heavy_work import SECONDS_A_COPIED_BYTE, SECONDS_A_READ_BYTE, heavy_work
+from .._shares import caller_of
 from .._stream_limits import FRAME_BYTES_PER_SECOND
 from .._tallies import Tallies
 from .._text import RateLimitedLogger, printable
@@ -89,7 +90,7 @@ class Conversations:
             trio.BrokenResourceError: it was reset.
             trio.ClosedResourceError: it was closed under us.
         """
-        of_peer.set(connection.peer_host or "")
+        of_peer.set(caller_of(connection.peer_host or ""))
         conversation = _Conversation(self, connection, receive)
         if await conversation.shake_hands():
             await conversation.converse()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .._memory_watermark import share_of_memory
-from .._shares import share_of_peer
+from .._shares import SharedBudget, caller_of
 from ._connections import Connection
 
 # Smaller requests arrive in one read, nearly always. What all connections hold of them is half a gigabyte at most.
@@ -20,7 +20,7 @@ MEMORY_SHARE = 8
 LEAST_INCOMPLETE_BYTES = 64 * 1024 * 1024
 
 
-class IncompleteFrames:
+class IncompleteFrames(SharedBudget):
     """The bytes of large requests that have not arrived whole; for the event loop of a plane.
 
     Args:
@@ -33,22 +33,19 @@ class IncompleteFrames:
         self, most: int | None, max_frame_size: int, is_short_of_memory: Callable[[int], bool] | None = None
     ) -> None:
         default = share_of_memory(MEMORY_SHARE, LEAST_INCOMPLETE_BYTES)
-        self.most = max(default if most is None else most, max_frame_size)
-        self.most_of_peer = max(share_of_peer(self.most), max_frame_size)
-        self.held = 0
+        super().__init__(default if most is None else most, max_frame_size)
         self._is_short_of_memory = is_short_of_memory
 
     def note(self, connection: Connection, held: int) -> str | None:
         """Note how much a connection holds now; returns why that is too much, where it is."""
         more = held - connection.incomplete
         connection.incomplete = held
-        self.held += more
-        peer = connection.peer
-        if peer is not None:
-            peer.incomplete += more
+        caller = caller_of(connection.peer_host or "")
         if more <= 0:
+            self.give_back(caller, -more)
             return None
-        if self.held > self.most or (peer is not None and peer.incomplete > self.most_of_peer):
+        self.take(caller, more)
+        if self.excess(caller) is not None:
             return "too many bytes of unfinished requests"
         if self._is_short_of_memory is not None and self._is_short_of_memory(more):
             return "worker is short of memory"

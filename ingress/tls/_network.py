@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import trio
@@ -142,12 +142,7 @@ class TlsStream(trio.abc.Stream):
     def _check_name(self) -> None:
         if not (self._is_server and self._options.allowed_names):
             return
-        # A URI is no host's name, whatever it says: one that may send is allowed with its scheme.
-        names = [
-            str(value)
-            for kind, value in (self._tls.getpeercert() or {}).get("subjectAltName", ())
-            if kind in ("DNS", "IP Address") or (kind == "URI" and "://" in str(value))
-        ]
+        names = names_of(self._tls.getpeercert() or {})
         if not {name.lower() for name in names} & {name.lower() for name in self._options.allowed_names}:
             shown = printable(", ".join(names) or "none")
             raise trio.BrokenResourceError(f"TLS handshake failed: no allowed name in the certificate of {shown}")
@@ -181,6 +176,15 @@ class TlsStream(trio.abc.Stream):
             return
         with trio.move_on_after(GOODBYE_TIMEOUT):
             await self._tls.aclose()
+
+
+def names_of(certificate: Mapping[str, Any]) -> list[str]:
+    """Return whom a certificate names, as the ssl module reads it.
+
+    A URI that has no scheme is nobody: it could be taken for a host's name, which it does not prove.
+    """
+    named = certificate.get("subjectAltName", ())
+    return [value for kind, value in named if kind in ("DNS", "IP Address") or (kind == "URI" and "://" in value)]
 
 
 class TlsListener(trio.abc.Listener[trio.abc.Stream]):

@@ -153,15 +153,15 @@ class RequestControlMessage:
             DeserializationError: not JSON, a missing or wrong field, or larger than a limit of this module.
         """
         control = _decode(_CONTROL_MESSAGE, header, "control message")
-        if len(control.id) > MAX_REQUEST_ID:
-            raise DeserializationError(f"request id of {len(control.id)} characters exceeds {MAX_REQUEST_ID}")
+        if (size := _size(control.id)) > MAX_REQUEST_ID:
+            raise DeserializationError(f"request id of {size} bytes exceeds {MAX_REQUEST_ID}")
         if control.metadata is not UNSET and (
             len(control.metadata) > MAX_METADATA_ENTRIES
-            or sum(len(k) + len(v) for k, v in control.metadata.items()) > MAX_METADATA_BYTES
+            or sum(_size(k) + _size(v) for k, v in control.metadata.items()) > MAX_METADATA_BYTES
         ):
             raise DeserializationError(
                 f"metadata of {len(control.metadata)} entries exceeds {MAX_METADATA_ENTRIES} entries "
-                f"or {MAX_METADATA_BYTES} characters"
+                f"or {MAX_METADATA_BYTES} bytes"
             )
         return control
 
@@ -267,6 +267,10 @@ class Annotated:
     def from_error(cls, error: ErrorEvent) -> Annotated:
         """Build the error event that carries ``error``."""
         return cls(event="error", error=error)
+
+
+def _size(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def _decode(decoder: msgspec.json.Decoder[MessageT], raw: bytes, what: str) -> MessageT:
