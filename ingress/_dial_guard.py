@@ -14,7 +14,7 @@ import trio
 
 from ._dial_limits import DialLimits
 from ._dial_policy import DialPolicy, is_of_this_host
-from ._network import join_host_port
+from ._hosts import join_host_port
 from ._tallies import Tallies
 from .errors import DialBackRefused, DialsPending, ResponseStreamError, UnsupportedTransport
 from .wire.addresses import HostName, SocketAddress, parse_address, parse_host_name

@@ -14,12 +14,13 @@ from ._engine import as_async_generator, close_engine, end_nurseries_left_open
 from ._failures import describe_failure, is_cancellation
 from ._pump import pump_response_stream
 from ._response import Response
-from ._text import quoted
+from ._text import RateLimitedLogger, quoted
 from .abc import Engine, IngressDispatch
-from .errors import GenerateError
+from .errors import GenerateError, PublishError
 from .metrics import RequestGuard, WorkHandlerMetrics
 
 logger = logging.getLogger("ingress.handler")
+_log = RateLimitedLogger(logger)
 
 # An engine's cleanup may await this long after its request has ended; then it is cut.
 DEFAULT_CLEANUP_TIMEOUT = 5.0
@@ -88,7 +89,10 @@ class EngineRuns:
             if failure is None:
                 failure = GenerateError("engine left a cancel scope open")
         if cleanup.cancelled_caught:
-            logger.warning("request %s: engine's cleanup cut after %g s", quoted(context.id), self._cleanup_timeout)
+            text = "request %s: engine's cleanup cut after %g s"
+            _log.log(logging.WARNING, "cleanup cut", text, quoted(context.id), self._cleanup_timeout)
+        if context.ending is not None and failure is not None and not _is_of_ending(failure):
+            _log_cleanup(context, failure)  # raised where it was cancelled; whoever asked has gone
         try:
             return failure
         finally:
@@ -109,6 +113,14 @@ async def _close(
         return failure
     if failure is not None and context.ending is None and is_cancellation(failure):
         return error  # its own nursery had cancelled the pump
-    text = "request %s: engine failed while cleaning up: %s"
-    logger.warning(text, quoted(context.id), describe_failure(error))
+    _log_cleanup(context, error)
     return failure
+
+
+def _is_of_ending(failure: BaseException) -> bool:
+    return isinstance(failure, PublishError) or is_cancellation(failure)
+
+
+def _log_cleanup(context: RequestContext, error: BaseException) -> None:
+    text = "request %s: engine failed while cleaning up: %s"
+    _log.log(logging.WARNING, "cleanup failed", text, quoted(context.id), describe_failure(error))

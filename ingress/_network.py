@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import trio
 
+from ._hosts import is_literal
 from .errors import StartupError
 
 # A silent peer on a dead link is noticed after 60 + 4 * 15 seconds.
@@ -242,8 +243,8 @@ class TcpNetwork:
     async def open_listener(self, host: str, port: int) -> TcpListener:
         try:
             infos = await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        except OSError as exc:
-            raise StartupError(f"cannot listen on {host}: {exc.strerror or exc}") from exc
+        except (OSError, UnicodeError) as exc:
+            raise StartupError(f"cannot listen on {host}: {getattr(exc, 'strerror', None) or exc}") from exc
         family, _, _, _, address = infos[0]
         raw = socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -258,11 +259,22 @@ class TcpNetwork:
 
     async def connect(self, host: str, port: int) -> TcpStream:
         await trio.lowlevel.checkpoint_if_cancelled()
+        if is_literal(host):
+            return await self._connect(host, port)
+        failure = OSError(f"{host} has no address")
+        for found in await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            try:
+                return await self._connect(str(found[4][0]), port)
+            except OSError as exc:
+                failure = exc
+        raise failure
+
+    async def _connect(self, host: str, port: int) -> TcpStream:
         started = self.start_connect(host, port)
         return await started.wait() if isinstance(started, TcpConnect) else started
 
     def start_connect(self, host: str, port: int) -> TcpStream | TcpConnect:
-        """Begin to connect; on the same machine that is all of it. Raises OSError."""
+        """Begin to connect to a literal address; on the same machine that is all of it. Raises OSError."""
         raw = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, _NONBLOCKING_STREAM)
         try:
             if raw.gettimeout() != 0:
@@ -316,19 +328,3 @@ def _set_keepalive(raw: socket.socket, user_timeout: float) -> None:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(user_timeout * 1000))
-
-
-def routable_host() -> str:
-    """Return this machine's first address that is not loopback, or loopback where there is none; sends no packet."""
-    for family, probe in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
-        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
-            sock.connect((probe, 9))
-            host = str(sock.getsockname()[0])
-            if host not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
-                return host
-    return "127.0.0.1"
-
-
-def join_host_port(host: str, port: int) -> str:
-    """Return ``host:port``, an IPv6 address in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -404,6 +404,27 @@ def test_decode_has_a_versioned_json(capsys: pytest.CaptureFixture[str]) -> None
     assert document["captures"][0]["form"] == "two-part"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["top", "--once", "..:90"], "..:90: no host has such a name"),
+        (["call", "--call-home", "..", "demo.backend.generate"], "error: cannot take answers on .."),
+        (["serve", "echo", "--host", ".."], "error: cannot listen on .."),
+        (["serve", "echo", "--status-port", "0", "--status-host", "a..b"], "error: status server"),
+        (["decode", "/dev/zero"], "error: /dev/zero cannot be read"),
+        (["ls", "--env-file", "/dev/zero"], "error: --env-file /dev/zero cannot be read"),
+    ],
+)
+def test_what_is_no_host_or_has_no_end_is_told(
+    arguments: list[str], what: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DYN_FILE_KV", str(tmp_path))
+    if any("/dev/zero" in each for each in arguments) and not Path("/dev/zero").exists():
+        pytest.skip("no /dev/zero")
+    assert main(arguments) != 0
+    assert what in capsys.readouterr().err
+
+
 def test_decode_ends_with_1_where_bytes_are_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "cut").write_text("00 26 39 34")
     assert main(["decode", str(tmp_path / "cut")]) == 1

@@ -261,6 +261,26 @@ async def test_e07_cleanup_is_shielded_for_five_seconds_then_cut_and_logged_once
         )
 
 
+async def test_e07_what_a_cleanup_raises_where_the_engine_was_cancelled_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def engine(request: Any) -> AsyncIterator[Any]:
+        try:
+            yield 1
+            await trio.sleep_forever()
+        finally:
+            raise ValueError("cleanup failed")
+
+    async with open_stage(engine) as stage:
+        response = await stage.call()
+        await response.read_items(1)
+        await response.send_word(ControlWord.KILL)
+        await response.read_to_end()
+        await wait_all_tasks_blocked()
+        assert stage.counted_ends() == {"cancellation": 1}
+    assert ["engine failed while cleaning up: ValueError: cleanup failed" in line for line in caplog.messages] == [True]
+
+
 async def test_e06_an_engine_that_swallows_its_cancellation_is_ended_all_the_same() -> None:
     yielded = 0
 

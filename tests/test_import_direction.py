@@ -17,7 +17,7 @@ from attrs import frozen
 ROOT = Path(__file__).parent.parent
 
 TABLE: tuple[tuple[str, ...], ...] = (
-    ("errors", "_checks", "_descriptors", "_fair_line", "_life", "_per_run", "_shares", "_version"),
+    ("errors", "_checks", "_descriptors", "_fair_line", "_hosts", "_life", "_per_run", "_shares", "_version"),
     (
         "_bucket_counts",
         "_heavy_work",
@@ -31,7 +31,7 @@ TABLE: tuple[tuple[str, ...], ...] = (
         "_weight",
         "wire",
     ),
-    ("_request_memory", "_rotation", "_stream_limits", "handover"),
+    ("_request_memory", "_rotation", "_stray_messages", "_stream_limits", "handover"),
     ("_logging", "_response_writer", "_threads", "_tracing", "abc", "_collectors", "_failures"),
     ("_context", "_dialled", "bodies", "_request_log", "otel", "tls"),
     ("_open_doors", "_token"),

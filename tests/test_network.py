@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from trio.testing import wait_all_tasks_blocked
 
-from ingress._network import TcpNetwork, TcpStream, join_host_port, routable_host
+from ingress._hosts import join_host_port, routable_host
+from ingress._network import TcpNetwork, TcpStream
 from ingress._stream_limits import DEFAULT_WRITE_STALL_TIMEOUT
 from ingress.discovery import MemoryDiscovery
 from ingress.errors import StartupError
@@ -148,6 +150,32 @@ async def test_a_connect_that_fails_or_is_cancelled_leaves_no_socket() -> None:
     with trio.move_on_after(0):
         await NETWORK.connect("127.0.0.1", port)
     assert len(list(descriptors.iterdir())) == before
+
+
+async def test_a_name_is_looked_up_while_others_run_and_its_addresses_are_tried_in_order() -> None:
+    let_go, asked = trio.Event(), list[object]()
+
+    class Resolver(trio.abc.HostnameResolver):
+        async def getaddrinfo(self, host: object, port: object, *others: object) -> Any:
+            asked.append(host)
+            await let_go.wait()
+            return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (each, port)) for each in ("127.0.0.9", "127.0.0.1")]
+
+        async def getnameinfo(self, sockaddr: object, flags: int) -> Any:
+            raise AssertionError("nobody asks for a name")
+
+    trio.socket.set_custom_hostname_resolver(Resolver())
+    async with await NETWORK.open_listener("127.0.0.1", 0) as listener, trio.open_nursery() as nursery:
+
+        async def connect() -> None:
+            async with await NETWORK.connect("worker.example", listener.address[1]):
+                asked.append("connected")
+
+        nursery.start_soon(connect)
+        await wait_all_tasks_blocked()
+        assert asked == [b"worker.example"]
+        let_go.set()
+    assert asked == [b"worker.example", "connected"]
 
 
 async def test_accept_on_a_closed_listener_says_so() -> None:

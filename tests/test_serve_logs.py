@@ -37,7 +37,17 @@ TEXT_LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z (TRACE|DEBUG| IN
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
 
 ENGINE = """
-import attrs, trio
+import attrs, threading, trio, warnings
+
+def fail(text):
+    raise RuntimeError(text)
+
+class Finalized:
+    def __init__(self, text):
+        self.text = text
+
+    def __del__(self):
+        raise RuntimeError(self.text)
 
 @attrs.frozen
 class Request:
@@ -49,6 +59,12 @@ async def generate(request: Request):
         yield number
     if request.note == "raise":
         raise ValueError("the engine's own words")
+    if request.note.startswith("stray "):
+        warnings.warn(request.note)
+        thread = threading.Thread(target=fail, args=(request.note,), name=request.note)
+        thread.start()
+        thread.join()
+        Finalized(request.note)
     if request.note == "wait":
         await trio.sleep_forever()
 """
@@ -219,6 +235,18 @@ def test_o01_what_a_caller_controls_is_escaped_and_cut(tmp_path: Path) -> None:
         text = served.text
     assert "\x1b" not in text and "forged" not in text
     assert all(len(line) <= 1024 for line in text.splitlines())
+
+
+@pytest.mark.parametrize("variables", [{}, {"DYN_LOGGING_JSONL": "1"}])
+def test_o01_what_python_prints_itself_is_a_log_line_too(variables: dict[str, str], tmp_path: Path) -> None:
+    with serving(tmp_path, **variables) as served:
+        served.call({"count": 1, "note": "stray \n2026 forged \x1b[31m"})
+        served.wait_for(lambda text: text.count("forged") >= 3 and "Finalized" in text)
+        assert served.stop() == 0
+    lines = served.text.splitlines()
+    assert not [line for line in lines if line.startswith("2026 forged") or "\x1b" in line]
+    if variables:
+        assert {"py.warnings", "ingress.python"} <= {record["target"] for record in served.records}
 
 
 @pytest.mark.parametrize("level", ["info", "debug"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,9 @@ SCHEMA = "ingress.decode/1"
 
 # Enough of a value to know it by; -v shows all of it.
 MAX_SHOWN = 400
+
+# Of captures; a device would never end.
+MAX_INPUT = 256 * 1024 * 1024
 _SHOWN_IN_FULL = 32 * 1024 * 1024
 
 _HEX_TEXT = re.compile(rb"(?:0x)?[0-9a-fA-F\s:]+")
@@ -80,10 +84,12 @@ def read_input(file: str) -> bytes:
     Raises:
         CommandError: it cannot be read.
     """
-    if file == "-":
-        return sys.stdin.buffer.read()
     try:
-        return Path(file).read_bytes()
+        with contextlib.nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as opened:
+            content = opened.read(MAX_INPUT + 1)
+        if len(content) > MAX_INPUT:
+            raise OSError(errno.EFBIG, f"larger than {MAX_INPUT >> 20} MiB")
+        return content
     except OSError as exc:
         raise usage(f"{file} cannot be read", exc.strerror or str(exc), "a file, or - for standard input") from exc
 

@@ -7,7 +7,8 @@ import secrets
 
 import trio
 
-from .._network import TcpNetwork, join_host_port
+from .._hosts import join_host_port
+from .._network import TcpNetwork
 from ..abc import Push
 from ..errors import StartupError
 from ..planes.tcp import TcpRequestPlane

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import trio
 
-from .._network import join_host_port
+from .._hosts import join_host_port
 from .._open_doors import warn_of_open_doors
 from .._serve import EXIT_CANCELLED_BY_DRAIN, single_exceptions_unwrapped
 from ..status._app import make_app

@@ -10,7 +10,7 @@ import h11
 import trio
 from attrs import frozen
 
-from .._network import join_host_port
+from .._hosts import join_host_port
 from .._version import __version__
 from ._errors import usage
 
@@ -78,6 +78,8 @@ async def fetch(address: StatusAddress, path: str, *, timeout: float = FETCH_TIM
         raise ScrapeError("the connection was reset") from exc
     except OSError as exc:
         raise ScrapeError(reason_of(exc)) from exc
+    except UnicodeError as exc:
+        raise ScrapeError("no host has such a name") from exc
     except h11.RemoteProtocolError as exc:
         raise ScrapeError(f"what answers is no status server: {exc}") from exc
 

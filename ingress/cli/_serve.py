@@ -16,6 +16,7 @@ from cyclopts.validators import Number
 from .._descriptors import raise_descriptor_limit
 from .._process_memory import exempt_what_stays, give_back_large_blocks
 from .._serve import make_worker, serve_until_signalled
+from .._stray_messages import log_stray_messages
 from .._worker import Worker
 from ..abc import Discovery
 from ..errors import IngressError
@@ -68,6 +69,7 @@ def serve(
     """
     parent = ParentLine.find(os.environ)
     log_writer = output.set_up_logging(logging.INFO, process=None if parent is None else parent.number)
+    log_stray_messages()
     raise_descriptor_limit()
     with contextlib.nullcontext() if parent is None else parent.failures_reported():
         endpoints = pair_endpoints(targets, endpoint or [], worker.namespace)

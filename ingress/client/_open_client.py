@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from .._network import TcpNetwork, join_host_port, routable_host
+from .._hosts import join_host_port, routable_host
+from .._network import TcpNetwork
 from .._plugins import load_discovery
 from .._token import TokenKeys
 from ..abc import Discovery, Network

@@ -12,7 +12,7 @@ from collections import deque
 
 import trio
 
-from .._network import join_host_port
+from .._hosts import join_host_port
 from .._text import printable
 from ..abc import Network
 from ..errors import IngressError, NotAccepted, RemoteProtocolError, Unavailable

@@ -14,7 +14,8 @@ import trio
 
 from .._checks import check_count, check_deadline
 from .._descriptors import present_descriptors, share_descriptors
-from .._network import close_now, join_host_port, routable_host
+from .._hosts import join_host_port, routable_host
+from .._network import close_now
 from .._shares import share_of_peer
 from .._stream_limits import DEFAULT_FRAME_TIMEOUT
 from .._tallies import Tallies

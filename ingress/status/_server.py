@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from .._descriptors import present_descriptors, status_connections
-from .._network import join_host_port
+from .._hosts import join_host_port
 from .._text import RateLimitedLogger, printable
 from ..errors import StartupError
 
@@ -85,6 +85,8 @@ async def _listen(host: str, port: int) -> trio.SocketListener:
     try:
         # A name may have several addresses; with port 0 each would get a port of its own.
         first, *others = await trio.open_tcp_listeners(port, host=host, backlog=_BACKLOG)
+    except UnicodeError as exc:
+        raise StartupError(f"status server: cannot listen on {join_host_port(host, port)}: {exc}") from exc
     except OSError as exc:
         reasons = [each.strerror or str(each) for each in _leaves(exc)]
         raise StartupError(f"status server: cannot listen on {join_host_port(host, port)}: {reasons[0]}") from exc

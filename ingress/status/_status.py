@@ -9,7 +9,7 @@ from typing import Any
 import trio
 from attrs import field, frozen
 
-from .._network import join_host_port
+from .._hosts import join_host_port
 from ..abc import Engine
 from ..metrics import WorkerMetrics
 from ..wire.records import EndpointId
