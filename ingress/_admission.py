@@ -176,7 +176,7 @@ class Admission:
 class Slot:
     """One admitted request's right to run, to the descriptors of its streams, and to memory.
 
-    Release it, and let go of the rest when the streams are closed or linger, whatever happens.
+    Close it whatever happens; release it before where the engine has ended, and streams are still open.
     """
 
     __slots__ = (
@@ -244,7 +244,13 @@ class Slot:
         if self.held_memory is not None:
             self.held_memory.release()
 
+    def close(self) -> None:
+        """Release it and let go of the rest, as far as that has not been done."""
+        self.release()
+        self.let_go()
+
     def release(self) -> None:
+        """Give the right to run back, or the place in line."""
         if not self._is_released:
             self._is_released = True
             self._admission.leave(self)

@@ -114,8 +114,7 @@ class PushHandler:
         try:
             context = self._context_of(admitted)
         except BaseException:
-            admitted.slot.release()
-            admitted.slot.let_go()
+            admitted.slot.close()
             raise
         self.open_requests.add(context)
         return context
@@ -137,8 +136,7 @@ class PushHandler:
             if context.span is not None:  # a request that has ended has none
                 end_span(context.span, RequestEnd(outcome="failed", reason="internal"))
             self.open_requests.discard(context)
-            admitted.slot.release()
-            admitted.slot.let_go()
+            admitted.slot.close()
 
     def _context_of(self, admitted: AdmittedPush) -> RequestContext:
         control, headers = admitted.control, admitted.headers

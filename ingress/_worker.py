@@ -78,13 +78,6 @@ class Worker:
         self._life = Life()
         self.closing = trio.Event()
         """Set when the drain is over; what has not ended :data:`CLOSING_TIME` later is cancelled."""
-        # -- who comes in --
-        limits = options.stream_limits
-        descriptors = StreamDescriptors()
-        watermark = options.memory_watermark
-        memory = None if watermark is None else MemoryWatermark(watermark, find_memory_limit())
-        self.admission = make_admission(options, memory, descriptors)
-        self.open_requests = OpenRequests()
         # -- where it is found, and how it is reached --
         discovery = options.discovery
         self._discovery = load_discovery(discovery) if isinstance(discovery, str) else discovery
@@ -92,17 +85,22 @@ class Worker:
         self.tls = None if options.tls is None else TlsContexts(options.tls)
         """The certificates in use; None without TLS."""
         self._network = network if self.tls is None else TlsNetwork(network, self.tls)
-        self._token_guard = None if options.token_keys is None else TokenGuard(options.token_keys)
-        shapes = list(load_shapes() if options.shapes is None else options.shapes)
+        watermark = options.memory_watermark
+        memory = None if watermark is None else MemoryWatermark(watermark, find_memory_limit())
         self.plane = options.plane if isinstance(options.plane, str) else type(options.plane).__name__
         """The request plane's name."""
         self._plane = make_plane(options, self._network, memory)
-        descriptors.set_total(find_stream_limit(self._plane, network, options.max_connections))
+        # -- who comes in, and who is dialled --
+        self._token_guard = None if options.token_keys is None else TokenGuard(options.token_keys)
+        descriptors = StreamDescriptors(find_stream_limit(self._plane, network, options.max_connections))
+        self.admission = make_admission(options, memory, descriptors)
+        self.open_requests = OpenRequests()
         self._tallies = self._plane.tallies if isinstance(self._plane, TcpRequestPlane) else Tallies()
         self._own_addresses: list[tuple[str, int]] = []
         self._dial_policy = DialPolicy() if options.dial_policy is None else options.dial_policy
         self._dial_guard = make_dial_guard(self._dial_policy, self._own_addresses, self._network, self._tallies)
         self._streams = DialledStreams(descriptors)
+        dial_backs = DialBacks(self._network, self._streams, self._dial_guard, options.stream_limits)
         # -- what it serves --
         engines = {name: make_engine(engine) for name, engine in by_endpoint(endpoints).items()}
         self.models = ModelSet(options.model, engines)
@@ -115,9 +113,9 @@ class Worker:
         self._switchboard = Switchboard(
             self.instance_id,
             self._engines,
-            shapes,
+            list(load_shapes() if options.shapes is None else options.shapes),
             life=self._life,
-            dial_backs=DialBacks(self._network, self._streams, self._dial_guard, limits),
+            dial_backs=dial_backs,
             metrics=self.metrics,
             labels=labels,
             admission=self.admission,

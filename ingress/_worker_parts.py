@@ -57,7 +57,7 @@ def make_admission(options: WorkerOptions, memory: MemoryWatermark | None, descr
 def make_network(options: WorkerOptions) -> TcpNetwork:
     """Return TCP whose own patience ends after that of the planes: our limits come first, and are counted."""
     check_deadline("ack_write_timeout", options.ack_write_timeout)
-    longest = max(options.write_stall_timeout, options.ack_write_timeout)
+    longest = max(options.stream_limits.write_stall_timeout, options.ack_write_timeout)
     return TcpNetwork(user_timeout=max(DEFAULT_USER_TIMEOUT, longest + 3))
 
 

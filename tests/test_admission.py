@@ -223,9 +223,16 @@ def test_l04_a_request_is_refused_where_there_is_no_descriptor_for_its_streams()
     assert descriptors.held == 1
     with pytest.raises(Overloaded):
         admission.admit(streams=3)
-    second.release()
-    second.let_go()
+    second.close()
     assert descriptors.held == 0
+
+
+def test_l08_an_account_that_is_opened_when_all_has_been_let_go_holds_nothing() -> None:
+    admission = Admission()
+    slot = admission.admit(peer="10.0.0.1")
+    slot.close()
+    slot.open_memory().take(1000)
+    assert admission.request_memory.held == 0
 
 
 def test_l04_a_refusal_for_another_reason_holds_no_descriptor() -> None:
