@@ -12,19 +12,20 @@ import inspect
 import logging
 import types
 import typing
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
 import attrs
 import trio
 
-from ._failures import is_cancellation
-from ._text import quoted
+from ._failures import describe_failure, is_cancellation
+from ._text import printable, quoted
 from ._threads import iterate_in_thread
 from .abc import Context, Engine
 from .errors import GenerateError, InvalidArgument, StartupError
 from .wire.codec import converter
+from .wire.records import EndpointId
 
 Structure = Callable[[Any], Any]
 FunctionT = TypeVar("FunctionT", bound=Callable[..., AsyncIterable[Any]])
@@ -155,6 +156,25 @@ async def end_nurseries_left_open(own: int = 0) -> bool:
     return bool(left)
 
 
+def trouble_of(engine: Engine) -> str | None:
+    """Ask an engine for its trouble; one that fails to say has some."""
+    try:
+        trouble = engine.trouble()
+        return None if trouble is None else printable(trouble, 600)
+    except Exception as exc:
+        return f"trouble of {type(engine).__qualname__} cannot be told: {describe_failure(exc)}"
+
+
+def owners_by_name(engines: Mapping[EndpointId, CheckedEngine]) -> dict[str, Engine]:
+    """Name each :class:`Engine` object after the first endpoint it serves: it has one life, however many there are."""
+    named: dict[int, tuple[str, Engine]] = {}
+    for endpoint_id, engine in engines.items():
+        for number, owner in enumerate(engine.owners, start=1):
+            which = "engine" if number == 1 else f"engine {number}"
+            named.setdefault(id(owner), (f"{which} of {endpoint_id}", owner))
+    return dict(named.values())
+
+
 class _Call:
     """One function of an engine, and how it wants to be called."""
 
@@ -206,6 +226,9 @@ class CheckedEngine(Engine):
             for owner in self.owners:
                 await stack.enter_async_context(owner.lifespan())
             yield
+
+    def trouble(self) -> str | None:
+        return next((trouble for owner in self.owners if (trouble := trouble_of(owner)) is not None), None)
 
     def answering_with(self, generate: Callable[..., AsyncIterable[Any]]) -> CheckedEngine:
         """Return this engine, life cycle and all, with another function for its unary requests."""

@@ -6,6 +6,7 @@ import logging
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import trio
@@ -16,7 +17,7 @@ from ._dial_policy import DialPolicy
 from ._dialback import DialBacks
 from ._dialled import DialledStreams
 from ._drain import drain
-from ._engine import make_engine
+from ._engine import make_engine, owners_by_name, trouble_of
 from ._life import Life, Phase
 from ._memory_watermark import MemoryWatermark, find_memory_limit
 from ._open_doors import warn_of_open_doors
@@ -106,6 +107,7 @@ class Worker:
         self.models = ModelSet(options.model, engines)
         """The cards that make models of endpoints for the real frontend; none by default."""
         self._engines = self.models.adapted(engines)
+        self._owners = owners_by_name(self._engines)
         labels = by_endpoint(options.metrics_labels or {})
         registry = options.registry
         self.metrics = make_metrics(self.instance_id, self._engines, labels, registry, self.admission, self._tallies)
@@ -139,6 +141,8 @@ class Worker:
     def _make_status(self, options: StatusOptions) -> WorkerStatus:
         status = WorkerStatus(self._engines, self.metrics, options, details=self._details)
         status.health.add_check("discovery", self._discovery_trouble)
+        for name, owner in self._owners.items():
+            status.health.add_check(name, partial(trouble_of, owner))
         for endpoint_id, notify in status.notifiers().items():
             self.handlers[endpoint_id].set_health_notifier(notify)
         return status
@@ -220,9 +224,7 @@ class Worker:
                 if self.status.address is not None:
                     self._own_addresses.append(self.status.address)
                 async with AsyncExitStack() as engines:
-                    # An Engine object that serves several endpoints has one life.
-                    owners = {id(owner): owner for engine in self._engines.values() for owner in engine.owners}
-                    for owner in owners.values():
+                    for owner in self._owners.values():
                         await engines.enter_async_context(owner.lifespan())
                     await self._serve(task_status)
                 status_nursery.cancel_scope.cancel()

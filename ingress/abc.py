@@ -267,6 +267,14 @@ class Engine(ABC):  # noqa: B024 - either method may be left out, so neither is 
         """Hold what the engine needs while a worker serves it: load before ``yield``, release after."""
         yield
 
+    def trouble(self) -> str | None:
+        """Say, for people, why it can serve nothing any more; None while it can, which by default is always.
+
+        Asked whenever readiness is, so it must not wait. While any engine has trouble its worker is not ready; requests
+        come all the same, for callers go by the discovery record.
+        """
+        return None
+
 
 # -- planes and discovery --------------------------------------------------------------------------------------------
 

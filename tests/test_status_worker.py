@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -203,3 +203,78 @@ async def test_k05_two_missed_renewals_make_a_worker_not_ready_and_it_serves_on(
                 assert f"{missed} times in a row" in health.reasons()["discovery"]
         assert own(stage, "ingress_records_rewritten_total") == 3
         assert own(stage, "ingress_records_skipped_total") == 2
+
+
+class Troubled(Engine):
+    """An engine whose trouble is as a test says."""
+
+    def __init__(self, trouble: Any = None) -> None:
+        self.now = trouble
+
+    async def generate(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        yield request
+
+    def trouble(self) -> str | None:
+        if isinstance(self.now, BaseException):
+            raise self.now
+        answer: str | None = self.now
+        return answer
+
+
+class TroubledBothWays(Troubled):
+    generate = Engine.generate  # type: ignore[assignment]  # as one that has none
+
+    async def generate_bidirectional(self, requests: AsyncIterable[Any], context: Any) -> AsyncIterator[Any]:
+        async for request in requests:
+            yield request
+
+
+async def test_e08_a_worker_is_not_ready_while_an_engine_has_trouble_and_serves_on() -> None:
+    engine = Troubled()
+    async with (
+        open_stage(engine, status=StatusOptions(port=0)) as stage,
+        httpx2.AsyncClient(base_url="http://{}:{}".format(*stage.worker.status.address)) as client,
+    ):
+        for trouble, code in ((None, 200), ("the card fell off the bus", 503), (None, 200)):
+            engine.now = trouble
+            assert (await client.get("/health")).status_code == code
+            reasons = (await client.get("/health?verbose")).json()["reasons"]
+            assert reasons == ({} if trouble is None else {"engine of demo.backend.generate": trouble})
+            assert (await client.get("/live")).status_code == 200
+            await stage.assert_alive()
+
+
+async def test_e08_a_trouble_that_cannot_be_told_is_one() -> None:
+    engine = Troubled(RuntimeError("driver is gone"))
+    async with open_stage(engine) as stage:
+        health = stage.worker.status.health
+        told = health.reasons()["engine of demo.backend.generate"]
+        assert told.startswith(
+            "trouble of Troubled cannot be told: RuntimeError: driver is gone (test_status_worker.py:"
+        )
+        assert not health.is_ready and b"notready" in health.body()
+        engine.now = None
+        assert health.is_ready
+        engine.now = 7
+        assert health.reasons()["engine of demo.backend.generate"] == "7"
+
+
+async def test_e08_each_engine_object_is_asked_once_under_the_name_of_its_first_endpoint() -> None:
+    shared, both_ways, alone = Troubled("shared"), TroubledBothWays("both ways"), Troubled("alone")
+    endpoints: dict[str, Any] = {
+        "demo.backend.a": [shared, both_ways],
+        "demo.backend.b": shared,
+        "demo.backend.c": alone,
+        "demo.backend.d": echo,
+    }
+    async with open_stage(endpoints) as stage:
+        assert stage.worker.status.health.reasons() == {
+            "engine of demo.backend.a": "shared",
+            "engine 2 of demo.backend.a": "both ways",
+            "engine of demo.backend.c": "alone",
+        }
+        assert [engine.trouble() for engine in stage.worker.engines.values()] == ["shared", "shared", "alone", None]
+
+
+def test_an_engine_has_no_trouble_by_default() -> None:
+    assert Engine().trouble() is None
