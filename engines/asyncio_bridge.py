@@ -24,6 +24,7 @@ from ingress import Context, Engine, Handover
 from ingress import errors as ingress_errors
 from ingress.errors import GenerateError, StartupError
 
+from ._loop_thread import LoopThread
 from .asyncio_loop import AsyncioLoop
 from .dynamo_context import DynamoContext, StopSignal
 
@@ -79,9 +80,13 @@ class AsyncioEngine(Engine):
         async with self._loop.running():
             yield
 
+    def trouble(self) -> str | None:
+        return self._loop.trouble()
+
     async def generate(self, request: Any, context: Context) -> AsyncIterator[Any]:
-        asking = _Request(self._call, request, context, self._loop, self._wind_down)
-        with self._loop.serving(asking):
+        thread = self._loop.thread
+        asking = _Request(self._call, request, context, thread, self._wind_down)
+        with thread.serving(asking):
             asking.begin()
             take = asking.handover.take
             try:
@@ -101,12 +106,12 @@ def bridge_all(handlers: Sequence[Handler]) -> list[Engine]:
 class _Request:
     """One call of a handler: a task in the loop, and what the trio side knows of it."""
 
-    def __init__(self, call: Handler, request: Any, context: Context, loop: AsyncioLoop, wind_down: float) -> None:
+    def __init__(self, call: Handler, request: Any, context: Context, thread: LoopThread, wind_down: float) -> None:
         self.handover = Handover(on_space=self._on_space)
         self._call = call
         self._request = request
         self._context = context
-        self._loop = loop
+        self._thread = thread
         self._wind_down = wind_down
         self._watch_scope: trio.CancelScope | None = None
         self._stop = StopSignal(self._on_first_wait, self._on_stop)
@@ -124,7 +129,7 @@ class _Request:
     # -- the trio side -------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        self._loop.call(self._start)
+        self._thread.call(self._start)
 
     async def end(self) -> None:
         """Cancel the task where it still runs, and wait for it, bounded."""
@@ -133,7 +138,7 @@ class _Request:
         if self.handover.is_finished:
             return
         self.handover.close()
-        self._loop.call(self._wind_up)
+        self._thread.call(self._wind_up)
         with trio.move_on_after(CANCEL_TIMEOUT, shield=True) as scope:
             await self.handover.wait_finished()
         if scope.cancelled_caught:
@@ -147,28 +152,31 @@ class _Request:
 
     def fail(self, error: BaseException) -> None:
         self.handover.finish(error)
-        self._loop.call(self._wind_up)  # for a loop that is blocked now and goes on later
+        self._thread.call(self._wind_up)  # for a loop that is blocked now and goes on later
 
     async def _watch(self) -> None:
         """Tell the handler of a stop that does not cancel it: one with a grace."""
         with trio.CancelScope() as self._watch_scope:
             await self._context.stopped()
-            self._loop.call(self._stop.resolve)
+            self._thread.call(self._stop.resolve)
 
     def _begin_watch(self) -> None:
         if not self.handover.is_closed and not self.handover.is_finished:
-            self._loop.nursery.start_soon(self._watch)
+            self._thread.nursery.start_soon(self._watch)
 
     def _on_space(self) -> None:
-        self._loop.call(self._release)
+        self._thread.call(self._release)
 
     # -- the asyncio side ----------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
         if self.handover.is_closed or self.handover.is_finished:
             self.handover.finish()  # cancelled before it began
+        elif (death := self._thread.death()) is not None:
+            self.handover.finish(death)  # a loop that is being closed runs what was queued, and cancels no new task
         else:
-            self._task = self._loop.loop.create_task(self._run(), context=self._variables)
+            self._task = self._thread.loop.create_task(self._run(), context=self._variables)
+            self._task.add_done_callback(self._on_done)
 
     async def _run(self) -> None:
         error: BaseException | None = None
@@ -177,7 +185,11 @@ class _Request:
         except BaseException as exc:  # a SystemExit too: it is the request's own, and must not end the loop
             error = _translated(exc)
         # A loop that has died cancels its tasks; that is not what their callers should hear.
-        self.handover.finish(self._loop.death() or error)
+        self.handover.finish(self._thread.death() or error)
+
+    def _on_done(self, _: object) -> None:
+        if not self.handover.is_finished:  # cancelled before its first step: nothing of it has run
+            self.handover.finish(self._thread.death() or asyncio.CancelledError())
 
     async def _pass_on(self) -> None:
         chunks = self._call(self._request, self._dynamo_context)
@@ -209,7 +221,7 @@ class _Request:
 
     async def _wait_for_space(self) -> None:
         while True:
-            self._space = self._loop.loop.create_future()
+            self._space = self._thread.loop.create_future()
             if not self.handover.hold():
                 return
             await self._space
@@ -224,15 +236,15 @@ class _Request:
         if self._task is None or self._task.done():
             return
         if self._stop.was_asked:
-            self._loop.loop.call_later(self._wind_down, self._task.cancel)
+            self._thread.loop.call_later(self._wind_down, self._task.cancel)
         else:
             self._task.cancel()
 
     def _on_first_wait(self) -> None:
-        self._loop.call_trio(self._begin_watch)
+        self._thread.call_trio(self._begin_watch)
 
     def _on_stop(self) -> None:
-        self._loop.call_trio(self._context.stop)
+        self._thread.call_trio(self._context.stop)
 
 
 def _calling(handler: Handler) -> Handler:

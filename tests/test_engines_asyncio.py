@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import errno
 import logging
+import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 import ingress
 from engines import asyncio_bridge, asyncio_loop
@@ -24,7 +27,7 @@ from ingress.handover import DEFAULT_MAX_CHUNKS
 from ingress.testing import check_engine, memory_worker
 from ingress.wire.messages import ControlWord
 
-from .raw_caller import open_stage, slow_network
+from .raw_caller import Stage, Transcript, open_stage, slow_network
 
 ANYTHING: Any = SimpleNamespace(id="r", metadata={}, headers={})
 
@@ -369,35 +372,6 @@ async def test_a_task_that_swallows_its_cancellation_is_left_behind(
         let_go.set()
 
 
-async def test_e08_a_loop_that_dies_is_told_to_every_request_and_to_later_ones(
-    loop: AsyncioLoop, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def waits(request: Any) -> AsyncIterator[Any]:
-        yield 1
-        if request == "die":
-            background = asyncio.create_task(exits())
-        await asyncio.sleep(3600)
-        yield background
-
-    async def exits() -> None:
-        raise SystemExit(3)
-
-    async with open_stage(AsyncioEngine(waits, loop=loop)) as stage:
-        responses = []
-        for request in ("wait", "die"):
-            responses.append(await stage.call(request))
-            await responses[-1].read_items(1)
-        transcripts = [await response.read_to_sentinel() for response in responses]
-        transcripts.append(await stage.tell("too late"))
-        for response in responses:
-            await response.aclose()
-    for transcript in transcripts:
-        assert [error.kind for error in transcript.errors] == ["EngineShutdown"]
-        assert "asyncio loop of this engine has died: SystemExit(3)" in transcript.errors[0].message
-        assert transcript.is_whole
-    assert "the asyncio loop has died" in caplog.text
-
-
 async def test_a_loop_that_is_blocked_is_told_to_every_request(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -439,6 +413,261 @@ async def test_a_loop_that_does_not_end_is_left_behind(
         assert await trio.to_thread.run_sync(blocked.wait, 5)
     assert "has not ended within 0.05 s" in caplog.text
     go_on.set()
+
+
+# -- when its loop dies ----------------------------------------------------------------------------------------------
+
+
+def exit_in_a_task() -> None:
+    async def exits() -> None:
+        sys.exit(3)
+
+    asyncio.create_task(exits()).add_done_callback(asyncio.Task.exception)
+
+
+def interrupt_in_a_task() -> None:
+    async def interrupts() -> None:
+        raise KeyboardInterrupt
+
+    asyncio.create_task(interrupts()).add_done_callback(asyncio.Task.exception)
+
+
+def exit_in_a_callback() -> None:
+    asyncio.get_running_loop().call_soon(sys.exit, 3)
+
+
+def stop_the_loop() -> None:
+    asyncio.get_running_loop().stop()
+
+
+class Mortal:
+    """A handler whose loop dies when it is asked to."""
+
+    def __init__(self, die: Callable[[], object] = exit_in_a_callback) -> None:
+        self.threads: list[threading.Thread] = []
+        """One for each request."""
+        self._die = die
+
+    async def __call__(self, request: Any) -> AsyncIterator[Any]:
+        self.threads.append(threading.current_thread())
+        yield request
+        if request == "die":
+            self._die()
+        if request != "pass":
+            await asyncio.sleep(3600)
+
+
+async def tell_until_served(stage: Stage) -> None:
+    """Ask until the loop has been started again; who asks too early is told."""
+    with trio.fail_after(5):
+        while (said := await stage.tell("pass")).errors:
+            assert_told_of_death(said)
+    assert said.is_whole and said.items == ["pass"]
+
+
+def assert_told_of_death(said: Transcript, why: str = "") -> None:
+    assert said.is_whole
+    assert [error.kind for error in said.errors] == ["EngineShutdown"]
+    assert f"asyncio loop of this engine has died: {why}" in said.errors[0].message
+
+
+async def die_beside_another(stage: Stage) -> list[Transcript]:
+    """Have the loop die; return what its request was told, and one beside it."""
+    responses = []
+    for request in ("wait", "die"):
+        responses.append(await stage.call(request))
+        await responses[-1].read_items(1)
+    said = [await response.read_to_sentinel() for response in responses]
+    for response in responses:
+        await response.aclose()
+    return said
+
+
+@pytest.mark.parametrize(
+    ("die", "why"),
+    [
+        (exit_in_a_task, "SystemExit(3)"),
+        (interrupt_in_a_task, "KeyboardInterrupt()"),
+        (exit_in_a_callback, "SystemExit(3)"),
+        (stop_the_loop, "RuntimeError('Event loop stopped before Future completed.')"),
+    ],
+)
+async def test_e08_a_loop_that_dies_is_told_to_every_request_and_started_again_once(
+    die: Callable[[], object], why: str, loop: AsyncioLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    handler = Mortal(die)
+    async with open_stage(AsyncioEngine(handler, loop=loop)) as stage:
+        health = stage.worker.status.health
+        for said in await die_beside_another(stage):
+            assert_told_of_death(said, why)
+        assert health.is_ready
+        await tell_until_served(stage)
+        assert health.is_ready
+        assert caplog.text.count("has been started again, as happens once") == 1
+
+        for said in [*await die_beside_another(stage), await stage.tell("pass")]:
+            assert_told_of_death(said, why)
+        assert not health.is_ready
+        reasons = health.reasons()
+        assert reasons == {f"engine of {ENDPOINT}": f"the asyncio loop of this engine has died: {why}"}
+    assert caplog.text.count("the asyncio loop has died, and with it") == 2
+    assert "for the second time and stays dead" in caplog.text
+    assert len(set(handler.threads)) == 2 and not any(thread.is_alive() for thread in handler.threads)
+
+
+async def test_e08_a_handler_that_cancels_all_tasks_ends_requests_and_not_the_loop(
+    loop: AsyncioLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    def cancel_all() -> None:
+        for task in asyncio.all_tasks():
+            task.cancel()
+
+    handler = Mortal(cancel_all)
+    async with open_stage(AsyncioEngine(handler, loop=loop)) as stage:
+        for _ in range(3):
+            for said in await die_beside_another(stage):
+                assert said.is_whole and [error.kind for error in said.errors] == ["Cancelled"]
+            assert (await stage.tell("pass")).items == ["pass"]
+        assert stage.worker.status.health.is_ready
+    assert len(set(handler.threads)) == 1 and not handler.threads[0].is_alive()
+    assert "has died" not in caplog.text
+
+
+@pytest.mark.parametrize("order", ["begun", "queued"])
+@pytest.mark.parametrize("ends", [True, False], ids=["ends", "does not end"])
+async def test_e08_a_request_whose_start_meets_the_death_is_told(
+    order: str, ends: bool, loop: AsyncioLoop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its task has been made and has not taken a step, or its start is in line; the old thread ends late, or never."""
+    monkeypatch.setattr(asyncio_loop, "SHUTDOWN_TIMEOUT", 5 if ends else 0.05)
+    is_in_line, let_go = threading.Event(), threading.Event()
+    threads = []
+
+    async def blocks(request: Any) -> AsyncIterator[Any]:
+        threads.append(threading.current_thread())
+        if request == "in line":  # uvloop ends a step later than asyncio
+            await asyncio.sleep(3600)
+        yield request
+        if request == "pass":
+            return
+        if order == "queued":
+            exit_in_a_callback()
+        is_in_line.wait(20)
+        if order == "begun":
+            exit_in_a_callback()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            let_go.wait(20)
+
+    async with open_stage(AsyncioEngine(blocks, loop=loop)) as stage:
+        dies = await stage.call("die")
+        await dies.read_items(1)
+        in_line = await stage.call("in line")
+        await wait_all_tasks_blocked()
+        is_in_line.set()
+        for response in (dies, in_line):
+            assert_told_of_death(await response.read_to_sentinel(), "SystemExit(3)")
+            await response.aclose()
+        if ends:
+            assert_told_of_death(await stage.tell("pass"), "SystemExit(3)")
+            let_go.set()
+        await tell_until_served(stage)
+        assert ("has not ended within" in caplog.text) is not ends
+        let_go.set()
+    for thread in threads:
+        await trio.to_thread.run_sync(thread.join, 5)
+        assert not thread.is_alive()
+
+
+async def test_e08_a_task_that_is_cancelled_before_its_first_step_tells_its_caller() -> None:
+    is_in_line = threading.Event()
+
+    async def cancels(request: Any) -> AsyncIterator[Any]:
+        yield request
+        if request == "cancel":
+            is_in_line.wait(20)
+            asyncio.get_running_loop().call_soon(lambda: [task.cancel() for task in asyncio.all_tasks()])
+            await asyncio.sleep(3600)
+
+    async with open_stage(AsyncioEngine(cancels)) as stage:
+        responses = [await stage.call("cancel")]
+        await responses[0].read_items(1)
+        responses.append(await stage.call("in line"))
+        await wait_all_tasks_blocked()
+        is_in_line.set()
+        for response in responses:
+            said = await response.read_to_sentinel()
+            assert said.is_whole and [error.kind for error in said.errors] == ["Cancelled"]
+            await response.aclose()
+        assert "in line" not in said.items
+
+
+async def test_e08_a_request_that_winds_up_ends_with_its_loop(caplog: pytest.LogCaptureFixture) -> None:
+    async def dies_late(request: Any) -> AsyncIterator[Any]:
+        yield request
+        if request == "pass":
+            return
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            exit_in_a_callback()
+            await asyncio.sleep(3600)
+
+    async with open_stage(AsyncioEngine(dies_late)) as stage:
+        response = await stage.call("die")
+        await response.read_items(1)
+        await response.send_word(ControlWord.STOP)
+        await response.read_to_end()
+        with trio.fail_after(5):
+            while "has been started again" not in caplog.text:
+                await trio.sleep(0.01)
+        await tell_until_served(stage)
+    assert "left behind" not in caplog.text
+
+
+async def test_e08_engines_that_share_a_loop_are_restarted_and_lost_together() -> None:
+    handlers = [Mortal(), Mortal()]
+    names = (ENDPOINT, "demo.backend.other")
+    async with open_stage(dict(zip(names, bridge_all(handlers), strict=True))) as stage:
+        other = await stage.caller.connect(stage.worker, endpoint=1)
+        for is_last in (False, True):
+            beside = await stage.caller.call(other, "wait")
+            await beside.read_items(1)
+            assert_told_of_death(await stage.tell("die"))
+            assert_told_of_death(await beside.read_to_sentinel())
+            await beside.aclose()
+            if not is_last:
+                await tell_until_served(stage)
+        assert stage.worker.status.health.reasons().keys() == {f"engine of {name}" for name in names}
+    assert len({*handlers[0].threads, *handlers[1].threads}) == 2
+
+
+async def test_e08_a_loop_that_cannot_be_started_again_stays_dead(
+    loop: AsyncioLoop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def has_no_descriptors() -> asyncio.AbstractEventLoop:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with open_stage(AsyncioEngine(Mortal(), loop=loop)) as stage:
+        monkeypatch.setattr(loop, "_new_loop", has_no_descriptors)
+        assert_told_of_death(await stage.tell("die"))
+        with trio.fail_after(5):
+            while stage.worker.status.health.is_ready:
+                await trio.sleep(0.01)
+        assert_told_of_death(await stage.tell("pass"))
+    assert "cannot be started again: OSError" in caplog.text
+
+
+async def test_e08_the_next_lifespan_begins_anew(loop: AsyncioLoop) -> None:
+    engine = AsyncioEngine(Mortal(), loop=loop)
+    for _ in range(2):
+        async with open_stage(engine) as stage:
+            assert_told_of_death(await stage.tell("die"))
+            await tell_until_served(stage)
+            assert_told_of_death(await stage.tell("die"))
+            assert engine.trouble() is not None
+        assert engine.trouble() is None
 
 
 # -- what a handler knows --------------------------------------------------------------------------------------------
