@@ -128,8 +128,7 @@ async def test_handlers_of_one_command_share_their_loop(tmp_path: Path) -> None:
     )
     targets = [f"{tmp_path / 'two.py'}:first", f"{tmp_path / 'two.py'}:second"]
     endpoints = ["--endpoint", ENDPOINT, "--endpoint", "demo.backend.other"]
-    async with (
-        serve(tmp_path / "kv", "--asyncio", *targets, *endpoints) as client,
-        client.stream("demo.backend.other", None) as responses,
-    ):
-        assert [item async for item in responses] == await collect(client, None)
+    async with serve(tmp_path / "kv", "--asyncio", *targets, *endpoints) as client:
+        await client.wait_for_instances("demo.backend.other")
+        async with client.stream("demo.backend.other", None) as responses:
+            assert [item async for item in responses] == await collect(client, None)
