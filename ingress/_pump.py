@@ -18,10 +18,10 @@ from typing import Any
 
 import trio
 
+from ._chunk_size import estimate_size
 from ._heavy_work import clock, heavy_work
 from ._response_writer import ResponseWriter
 from .errors import GenerateError
-from .handover import weigh
 from .wire.codec import DEFAULT_MAX_RESPONSE_CHUNK
 from .wire.messages import Annotated, ErrorEvent
 from .wire.response import ResponseSender
@@ -187,7 +187,7 @@ async def _encode_chunks(
     async for chunk in chunks:
         if may_be_large:
             may_be_large = False
-            if weigh(chunk) > LARGE_CHUNK:
+            if estimate_size(chunk) > LARGE_CHUNK:
                 _flush(writer, progress, on_chunks)
                 frame = await _encode_in_turn(item, chunk)
             else:

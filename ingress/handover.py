@@ -16,16 +16,12 @@ from typing import Any
 
 import trio
 
+from ._chunk_size import estimate_size
 from ._per_run import PerRun
-from .wire.messages import Annotated
 
 # What one request's producer may be ahead of the response stream. Either is passed by at most one chunk.
 DEFAULT_MAX_CHUNKS = 256
 DEFAULT_MAX_BYTES = 256 * 1024
-
-# A chunk's weight is estimated: looking at more of its parts than these would cost as much as encoding it.
-_MAX_PARTS = 10_000
-_WEIGHT_OF_A_PART = 16
 
 
 class Handover:
@@ -74,9 +70,9 @@ class Handover:
         """Hand one chunk over; never waits. False when nobody wants it, or :meth:`finish` has been called."""
         if self.is_closed or self.is_finished:
             return False
-        weight = weigh(chunk)
+        size = estimate_size(chunk)
         # Counted first: a consumer between the two lines takes a chunk for done that it has not got, which is harmless.
-        self._put_bytes += weight if weight > self._least else self._least
+        self._put_bytes += size if size > self._least else self._least
         self._chunks.append(chunk)
         if self._is_asleep:
             self._is_asleep = False
@@ -177,44 +173,6 @@ class Handover:
         if self._sleeper is not None:
             sleeper, self._sleeper = self._sleeper, None
             trio.lowlevel.reschedule(sleeper)
-
-
-def weigh(chunk: Any) -> int:
-    """Estimate the bytes of a chunk on the wire: exact for text and bytes, a constant for each number and name."""
-    if type(chunk) is not dict:
-        return _weigh_parts([chunk])
-    weight = _WEIGHT_OF_A_PART * (1 + len(chunk))
-    for value in chunk.values():  # the usual chunk: a text, some tokens, some numbers
-        kind = type(value)
-        if kind is str:
-            weight += len(value)
-        elif kind is list and value and type(value[0]) is int:
-            weight += 8 * len(value)
-        elif kind is not int and value is not None:
-            weight += _weigh_parts([value])
-    return weight
-
-
-def _weigh_parts(heap: list[Any]) -> int:
-    weight, parts = 0, 0
-    while heap and parts < _MAX_PARTS:
-        part = heap.pop()
-        kind = type(part)
-        parts += 1
-        weight += _WEIGHT_OF_A_PART
-        if kind is str or kind is bytes or kind is bytearray:
-            weight += len(part)
-        elif kind is dict:
-            weight += _WEIGHT_OF_A_PART * len(part)
-            heap += part.values()
-        elif kind is list or kind is tuple:
-            if part and type(part[0]) in (int, float):
-                weight += 8 * len(part)
-            else:
-                heap += part[: _MAX_PARTS - parts]
-        elif kind is Annotated:
-            heap.append(part.data)
-    return weight
 
 
 def tasks_waiting() -> int:

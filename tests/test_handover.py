@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import trio
 
-from ingress import Annotated, Handover, start_engine_thread
-from ingress.handover import tasks_waiting, weigh
+from ingress import Handover, start_engine_thread
+from ingress.handover import tasks_waiting
 
 
 async def test_what_was_put_before_the_end_comes_before_the_end() -> None:
@@ -79,28 +79,3 @@ async def test_a_cancelled_taker_loses_nothing() -> None:
         await handover.take()
     handover.put(1)
     assert await handover.take() == [1]
-
-
-@pytest.mark.parametrize(
-    ("chunk", "least", "most"),
-    [
-        ("x" * 1000, 1000, 1100),
-        (b"x" * 1000, 1000, 1100),
-        ({"text": "x" * 1000, "token_ids": [1, 2]}, 1000, 1100),
-        ({"choices": [{"delta": {"content": "x" * 1000}}]}, 1000, 1200),
-        (["x" * 100] * 10, 1000, 1400),
-        ([1.5] * 1000, 8000, 8100),
-        (Annotated(data="x" * 1000), 1000, 1100),
-        (None, 1, 100),
-        (object(), 1, 100),
-    ],
-)
-async def test_a_chunks_weight_is_about_its_size_on_the_wire(chunk: Any, least: int, most: int) -> None:
-    assert least <= weigh(chunk) <= most
-
-
-async def test_weighing_has_an_end() -> None:
-    cyclic: list[Any] = []
-    cyclic += [cyclic] * 100
-    assert weigh(cyclic) > 0
-    assert weigh({"a": cyclic}) > 0
