@@ -21,7 +21,7 @@ from ._tallies import Tallies
 from ._worker_options import WorkerOptions
 from .abc import Network, PlaneOptions, RequestPlane
 from .errors import StartupError
-from .metrics import WorkerMetrics
+from .metrics import WorkerMetrics, reserved_labels
 from .planes.tcp import TcpRequestPlane
 from .wire.records import EndpointId
 
@@ -118,14 +118,20 @@ def make_metrics(
     """Register the families of a worker.
 
     Raises:
-        StartupError: there are labels for an endpoint that is not served.
+        StartupError: there are labels for an endpoint that is not served, or one has the name of a label of ours.
     """
     if strangers := labels.keys() - endpoints.keys():
         raise StartupError(f"metrics_labels name endpoints that are not served: {', '.join(map(str, strangers))}")
+    names = sorted({label for of_endpoint in labels.values() for label in of_endpoint})
+    if taken := reserved_labels().intersection(names):
+        raise StartupError(
+            f"metrics_labels cannot have {', '.join(sorted(taken))}: "
+            f"the metrics have labels {', '.join(sorted(reserved_labels()))} of their own"
+        )
     return WorkerMetrics(
         instance_id,
         registry=registry,
-        extra_labels=sorted({label for of_endpoint in labels.values() for label in of_endpoint}),
+        extra_labels=names,
         admission=admission,
         tallies=tallies,
     )

@@ -7,6 +7,7 @@ the number of series is fixed at start.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -57,6 +58,9 @@ UNROUTED_REASONS = ("unknown_endpoint", "draining")
 
 # Peers' clocks differ from ours; what lies outside of an hour is a broken clock and not a measurement.
 MAX_TRANSIT_SECONDS = 3600.0
+
+# Of gauges where several processes share a status page.
+PROCESS_LABEL = "process"
 
 _ENDPOINT_LABELS = ("dynamo_namespace", "dynamo_component", "dynamo_endpoint", "worker_id")
 
@@ -222,6 +226,21 @@ class WorkHandlerMetrics:
     def record_stall(self) -> None:
         """Count a caller that was given up because it took no byte for too long."""
         self._tallies.slow_peer_closed["response"] += 1
+
+
+@functools.cache
+def reserved_labels() -> frozenset[str]:
+    """Return the names that no label of an endpoint may have: those that the families it would stand on have already.
+
+    Read from a page that has such a label, so that they are those of whatever families there are. Beside them there is
+    the one that tells the processes of one status page apart.
+    """
+    probe = "probe"
+    worker = WorkerMetrics(0, extra_labels=[probe])
+    worker.endpoint(EndpointId(probe, probe, probe)).count_error(ERROR_TYPES[0])
+    samples = [sample for family in worker.registry.collect() for sample in family.samples]
+    names = {name for sample in samples if probe in sample.labels for name in sample.labels}
+    return frozenset(names - {probe} | {PROCESS_LABEL})
 
 
 def cancelled_by(ending: str, kill_reason: str = "") -> str:

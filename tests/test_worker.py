@@ -106,6 +106,26 @@ async def test_a_registry_may_be_given_and_endpoints_may_add_constant_labels() -
         assert stage.worker.metrics.registry is registry
 
 
+@pytest.mark.parametrize(
+    "label",
+    [
+        "dynamo_namespace",
+        "dynamo_component",
+        "dynamo_endpoint",
+        "worker_id",
+        "error_type",
+        "outcome",
+        "reason",
+        "le",
+        "process",
+    ],
+)
+def test_a_constant_label_cannot_have_the_name_of_one_of_ours(label: str) -> None:
+    labels = {"demo.backend.a": {"version": "2", label: "x"}}
+    with pytest.raises(StartupError, match=f"^metrics_labels cannot have {label}: .* dynamo_component, .* worker_id "):
+        make_worker({"demo.backend.a": named_a}, discovery=MemoryDiscovery(), metrics_labels=labels)
+
+
 class FailingDiscovery(MemoryDiscovery):
     async def serve_records(self, records: Sequence[DiscoveryRecord], *, task_status: Any = None) -> None:
         raise StartupError("discovery cannot be written")

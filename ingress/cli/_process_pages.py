@@ -12,10 +12,11 @@ import trio
 from attrs import define, field
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from ..metrics import PROCESS_LABEL
 from ..status._app import EngineRoute
 from ..status._combine import ProcessState, combine_health, combine_progress
 from ..status._exposition import iter_families
-from ..status._merge import PROCESS_LABEL, MergedMetrics, parse_page
+from ..status._merge import MergedMetrics, parse_page
 from ._child import Child
 from ._scrape import ScrapeError, StatusAddress, fetch
 from ._status_options import StatusFlags

@@ -15,7 +15,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-PROCESS_LABEL = "process"
+from ..metrics import PROCESS_LABEL
 
 _ADDED_UP = frozenset(("counter", "histogram"))
 
