@@ -6,13 +6,18 @@ The names are those of the arguments, so that a message names what has to be cha
 from __future__ import annotations
 
 import math
+import threading
 
 from attrs import Attribute
+
+# A thread waits no longer; a part of it, for what is waited for may be the sum of several settings.
+LONGEST_WAIT = float(int(threading.TIMEOUT_MAX) // 4)
 
 
 def check_seconds(name: str, value: float) -> None:
     """Raise ValueError unless the value is a duration that may be nothing."""
     _check(name, "finite seconds, 0 or more", value, is_good=_is_number(value) and math.isfinite(value) and value >= 0)
+    _check(name, f"seconds, at most {LONGEST_WAIT:.0f}", value, is_good=value <= LONGEST_WAIT)
 
 
 def check_deadline(name: str, value: float) -> None:

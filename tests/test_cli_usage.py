@@ -86,6 +86,12 @@ def test_an_unknown_verb_gets_the_nearest_suggested(capsys: pytest.CaptureFixtur
             "--metrics-label a-b=c cannot be used",
             "--metrics-label team=search",
         ),
+        (
+            ["serve", "echo", "--metrics-label", "le=x"],
+            "--metrics-label le=x cannot be used",
+            "--metrics-label my_le=…",
+        ),
+        (["serve", "echo", "--grace", "1e10"], "--grace 1e10 cannot be used", "ingress serve --help"),
         (["serve"], "nothing to serve", "ingress serve markov, or hello.py:generate"),
         (["call"], "ENDPOINT is missing its value", "ingress call --help"),
         (["call", "a.b.c", "d"], "d is too much", "ingress call --help"),

@@ -23,6 +23,7 @@ from ingress._stream_limits import StreamLimits
 from ingress.cli._worker_flags import WorkerFlags
 from ingress.discovery import MemoryDiscovery
 from ingress.errors import ResponseStreamError, StartupError
+from ingress.status import StatusOptions
 from ingress.testing import MemoryNetwork
 from ingress.wire.messages import ConnectionInfo
 from ingress.wire.records import EndpointId
@@ -83,6 +84,20 @@ def test_a_duration_that_never_ends_keeps_a_worker_from_starting(name: str, valu
     with pytest.raises(StartupError) as caught:
         make_worker(engine, discovery=MemoryDiscovery(), **{name: value})
     assert str(caught.value) == f"{name}: expected finite seconds, 0 or more, got {value!r}"
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {name: 1e20}) for name in DURATIONS),
+        ("loop_stall_limit", {"status": StatusOptions(loop_stall_limit=1e20)}),
+    ],
+)
+def test_a_duration_that_no_thread_can_wait_for_keeps_a_worker_from_starting(
+    name: str, options: dict[str, Any]
+) -> None:
+    with pytest.raises(StartupError, match=f"^{name}: expected seconds, at most [0-9]+, got 1e[+]20$"):
+        make_worker(engine, discovery=MemoryDiscovery(), **options)
 
 
 # The flags that are named after something of Dynamo's.

@@ -13,10 +13,12 @@ from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
 from .._admission import DEFAULT_ENGINE_REQUEST_LIMIT, DEFAULT_REQUEST_QUEUE_LIMIT
+from .._checks import LONGEST_WAIT
 from .._dial_policy import DialPolicy
 from .._drain import DEFAULT_DRAIN_BUDGET, DEFAULT_LINGER
 from .._memory_watermark import DEFAULT_MEMORY_WATERMARK
 from .._worker_options import DEFAULT_PLANE
+from ..metrics import reserved_labels
 from ..planes.tcp import DEFAULT_HOST
 from ..wire.codec import DEFAULT_MAX_RESPONSE_CHUNK
 from ..wire.request_frame import DEFAULT_MAX_FRAME_SIZE
@@ -38,6 +40,8 @@ def check_seconds(kind: object, value: float) -> None:
     """Raise ValueError unless the value is a duration one can wait for."""
     if not math.isfinite(value) or value < 0:
         raise ValueError("expected seconds, 0 or more")
+    if value > LONGEST_WAIT:
+        raise ValueError(f"expected seconds, at most {LONGEST_WAIT:.0f}")
 
 
 def check_deadline(kind: object, value: float | None) -> None:
@@ -219,13 +223,18 @@ class WorkerFlags:
         """Return the fields of :class:`ingress.WorkerOptions`.
 
         Raises:
-            CommandError: a label is not KEY=VALUE, or its key no label's name.
+            CommandError: a label is not KEY=VALUE, or its key no label's name or one of ours.
         """
         labels = parse_pairs(self.metrics_label, "--metrics-label")
         for name in labels:
             if not _LABEL_NAME.fullmatch(name):
                 why = "a label's name has letters, digits and underscores, and begins with no digit"
                 raise usage(f"--metrics-label {name}={labels[name]} cannot be used", why, "--metrics-label team=search")
+            if name in reserved_labels():
+                why = f"the metrics have labels {', '.join(sorted(reserved_labels()))} of their own"
+                raise usage(
+                    f"--metrics-label {name}={labels[name]} cannot be used", why, f"--metrics-label my_{name}=…"
+                )
         return {
             "plane": self.plane,
             "host": self.host,

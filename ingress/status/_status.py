@@ -9,6 +9,7 @@ from typing import Any
 import trio
 from attrs import field, frozen
 
+from .._checks import check_seconds
 from .._hosts import join_host_port
 from ..abc import Engine
 from ..metrics import WorkerMetrics
@@ -82,6 +83,8 @@ class WorkerStatus:
         unknown = set(options.health_check_payloads) - {str(endpoint_id) for endpoint_id in engines}
         if unknown:
             raise ValueError(f"health check payload for {', '.join(sorted(unknown))}, which is not served here")
+        if options.loop_stall_limit is not None:
+            check_seconds("loop_stall_limit", options.loop_stall_limit)
         self.options = options
         self.health = HealthState(starts_ready=options.starts_ready)
         self.address: tuple[str, int] | None = None
