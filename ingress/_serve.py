@@ -6,17 +6,18 @@ import logging
 import os
 import signal
 import sys
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, NoReturn, Protocol
+from types import FrameType
+from typing import Any, Protocol
 
 import trio
 
 from ._descriptors import raise_descriptor_limit
+from ._last_resort import EXIT_CANCELLED_BY_DRAIN, FORCED_EXIT_TIME, LastResort
 from ._process_memory import exempt_what_stays, give_back_freed_memory, give_back_large_blocks
+from ._signals import ENDING, signals_handled
 from ._task_tree import dump_tasks_on_signal
-from ._text import quoted
 from ._worker import CLOSING_TIME, EngineLike, Worker
 from ._worker_options import WorkerOptions
 from .discovery import FileDiscovery, default_directory
@@ -26,11 +27,7 @@ logger = logging.getLogger("ingress.worker")
 
 DEFAULT_ENDPOINT = "demo.backend.generate"
 
-# What has been cancelled is given this long to end before the process does.
-FORCED_EXIT_TIME = 0.75
-
 EXIT_CLEAN = 0
-EXIT_CANCELLED_BY_DRAIN = 4
 
 
 def make_worker(
@@ -84,12 +81,12 @@ def run(
     on_started: Callable[[Worker], None] | None = None,
     **options: Any,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, drain, and return; a second signal ends at once.
+    """Serve until SIGTERM or SIGINT, drain, and return; a second signal ends at once, and one before it serves does.
 
     The process is taken to be the worker's: its soft limit of open files is raised.
 
     Takes what :func:`make_worker` takes. Leaves by ``SystemExit`` with 4 when the drain budget cut requests short, and
-    with 130 or 143 after a second signal.
+    with 130 or 143 when a signal has ended it at once. Where the event loop is stuck, the process ends all the same.
 
     Raises:
         StartupError: the worker cannot start.
@@ -118,8 +115,11 @@ async def _run(
 class Supervision(Protocol):
     """Another process, which tells this one when to end."""
 
-    async def serve(self, worker: Worker, force: Callable[[int], None]) -> None:
-        """Until cancelled, drain the worker when told to, and ``force`` the end as a signal of that number would."""
+    async def serve(self, worker: Worker, force: Callable[[int], None], last_resort: LastResort) -> None:
+        """Until cancelled, drain the worker when told to, and ``force`` the end as a signal of that number would.
+
+        The last resort is told as soon as the other process has told, for the loop may be stuck.
+        """
 
 
 async def serve_until_signalled(
@@ -131,6 +131,8 @@ async def serve_until_signalled(
 ) -> int:
     """Serve until told to end by a signal; return the exit code.
 
+    The first signal drains; a second ends at once, and so does one that comes while there is nobody to drain for.
+
     Args:
         beside: runs from the start to the end of the worker, and is cancelled then; its failures are only logged.
         supervision: tells the worker to end too, and alone tells it to end at once: who signals a whole group of
@@ -140,23 +142,35 @@ async def serve_until_signalled(
         StartupError: the worker cannot start.
     """
     forced: list[int] = []
-    last_resort: list[threading.Timer] = []
-    try:
-        with single_exceptions_unwrapped():
-            async with trio.open_nursery() as nursery:
+    heard: list[int] = []
+    token = trio.lowlevel.current_trio_token()
+    with single_exceptions_unwrapped(), LastResort(worker) as last_resort:
+        async with trio.open_nursery() as nursery:
 
-                def force(number: int) -> None:
-                    forced.append(number)
-                    nursery.cancel_scope.cancel()
-                    # A thread, for the loop itself may be what does not end.
-                    last_resort.append(threading.Timer(FORCED_EXIT_TIME, _leave_now, (worker, 128 + number)))
-                    last_resort[-1].daemon = True
-                    last_resort[-1].start()
+            def drain(number: int) -> None:
+                logger.info("%s: draining; a second signal ends at once", signal.Signals(number).name)
+                worker.drain()
 
-                await nursery.start(_drain_on_signal, worker, force if supervision is None else _ignore)
+            def force(number: int) -> None:
+                forced.append(number)
+                nursery.cancel_scope.cancel()
+                last_resort.expect_forced(number)
+
+            def hear(number: int, frame: FrameType | None) -> None:
+                # Decided here, once, for the loop and for the last resort: the loop itself may be what does not end.
+                is_first = not (heard or worker.is_draining or worker.is_loading)
+                if is_first:
+                    heard.append(number)
+                    last_resort.expect_drained()
+                    token.run_sync_soon(drain, number)
+                elif supervision is None:
+                    last_resort.expect_forced(number)
+                    token.run_sync_soon(force, number)
+
+            with signals_handled(dict.fromkeys(ENDING, hear)):
                 if supervision is not None:
-                    nursery.start_soon(supervision.serve, worker, force)
-                nursery.start_soon(_leave_when_stuck, worker)
+                    nursery.start_soon(supervision.serve, worker, force, last_resort)
+                nursery.start_soon(_leave_when_stuck, worker, last_resort)
                 nursery.start_soon(give_back_freed_memory)
                 if hasattr(signal, "SIGHUP"):
                     await nursery.start(_reload_on_hangup, worker)
@@ -168,9 +182,6 @@ async def serve_until_signalled(
                     if on_started is not None:
                         on_started(worker)
                 nursery.cancel_scope.cancel()
-    finally:
-        for timer in last_resort:
-            timer.cancel()
     if forced:
         return 128 + forced[0]
     return EXIT_CANCELLED_BY_DRAIN if worker.cancelled_by_drain else EXIT_CLEAN
@@ -183,26 +194,6 @@ async def _run_beside(beside: Callable[[Worker], Awaitable[None]], worker: Worke
         logger.exception("internal error beside the worker")
 
 
-async def _drain_on_signal(
-    worker: Worker,
-    force: Callable[[int], None],
-    *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        task_status.started()
-        async for number in signals:
-            if not worker.is_draining:
-                logger.info("%s: draining; a second signal ends at once", signal.Signals(number).name)
-                worker.drain()
-            else:
-                force(number)
-
-
-def _ignore(number: int) -> None:
-    logger.debug("%s: draining already", signal.Signals(number).name)
-
-
 async def _reload_on_hangup(worker: Worker, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
     """Take a hangup for what it means to a service, also where there is nothing to read again: it never ends one."""
     with trio.open_signal_receiver(signal.SIGHUP) as signals:
@@ -212,19 +203,11 @@ async def _reload_on_hangup(worker: Worker, *, task_status: trio.TaskStatus[None
             worker.reload()
 
 
-async def _leave_when_stuck(worker: Worker) -> None:
+async def _leave_when_stuck(worker: Worker, last_resort: LastResort) -> None:
     """End the process when requests outlive even their cancellation: engines that swallow or shield it."""
     await worker.closing.wait()
     await trio.sleep(CLOSING_TIME + FORCED_EXIT_TIME)
-    _leave_now(worker, EXIT_CANCELLED_BY_DRAIN)
-
-
-def _leave_now(worker: Worker, exit_code: int) -> NoReturn:
-    stuck = ", ".join(quoted(context.id, 64) for context in list(worker.open_requests)[:20])
-    logger.error("engines do not end when cancelled, leaving without them: %s", stuck or "none known")
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(exit_code)
+    last_resort.leave(EXIT_CANCELLED_BY_DRAIN)
 
 
 @contextmanager

@@ -191,6 +191,11 @@ class Worker:
         ]
 
     @property
+    def is_loading(self) -> bool:
+        """True until callers can find it, as long as none has: there is nobody to drain for."""
+        return self.phase is Phase.STARTING and not self.open_requests
+
+    @property
     def is_draining(self) -> bool:
         return self._life.is_draining
 

@@ -23,7 +23,7 @@ import yaml
 
 from ingress._drain import DEFAULT_DRAIN_BUDGET, DEFAULT_LINGER
 from ingress._handler import GOODBYE_TIMEOUT
-from ingress._serve import EXIT_CANCELLED_BY_DRAIN, FORCED_EXIT_TIME
+from ingress._last_resort import EXIT_CANCELLED_BY_DRAIN, FORCED_EXIT_TIME
 from ingress._worker import CLOSING_TIME
 from ingress.cli._errors import EXIT_USAGE
 from ingress.status import StatusOptions

@@ -17,7 +17,18 @@ from attrs import frozen
 ROOT = Path(__file__).parent.parent
 
 TABLE: tuple[tuple[str, ...], ...] = (
-    ("errors", "_checks", "_descriptors", "_fair_line", "_hosts", "_life", "_per_run", "_shares", "_version"),
+    (
+        "errors",
+        "_checks",
+        "_descriptors",
+        "_fair_line",
+        "_hosts",
+        "_life",
+        "_per_run",
+        "_shares",
+        "_signals",
+        "_version",
+    ),
     (
         "_bucket_counts",
         "_heavy_work",
@@ -59,6 +70,7 @@ TABLE: tuple[tuple[str, ...], ...] = (
     ("_worker_options",),
     ("_worker_parts",),
     ("_worker", "client"),
+    ("_last_resort",),
     ("_serve",),
     ("testing",),
     ("", "cli"),  # "" is ingress/__init__.py

@@ -13,8 +13,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ingress._handler import GOODBYE_TIMEOUT
+from ingress._last_resort import FORCED_EXIT_TIME
 from ingress._life import Phase
-from ingress._serve import FORCED_EXIT_TIME
 from ingress._worker import CLOSING_TIME
 from ingress.testing import MemoryNetwork
 from ingress.wire.messages import ControlWord

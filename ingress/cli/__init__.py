@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 # Flags that mean the same for every verb, and may therefore stand in front of it.
 _EARLY_FLAGS = frozenset({"-v", "-vv", "--verbose", "-q", "--quiet"})
@@ -24,10 +25,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"ingress {__version__}")
         return 0
-    _forget_empty_variables()
-    from ._app import run_command_line
+    from ._start import signals_from_the_start, take_standard_descriptors
 
-    return run_command_line(_verb_first(arguments))
+    take_standard_descriptors()
+    _forget_empty_variables()
+    arguments = _verb_first(arguments)
+    with signals_from_the_start() if arguments[:1] == ["serve"] else nullcontext():
+        from ._app import run_command_line
+
+        return run_command_line(arguments)
 
 
 def _forget_empty_variables() -> None:

@@ -13,7 +13,8 @@ import msgspec
 import trio
 
 from ._errors import EXIT_STARTUP, CommandError
-from ._parent_line import KEEP_FROM, LINE_VARIABLE, NUMBER_VARIABLE, Report
+from ._parent_line import KEEP_FROM, NUMBER_VARIABLE, Report
+from ._start import LINE_VARIABLE
 from ._started import StartedWorker
 
 # The report names every endpoint and model.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -20,10 +21,12 @@ import msgspec
 import trio
 from attrs import evolve, frozen
 
-from .._serve import EXIT_CANCELLED_BY_DRAIN, FORCED_EXIT_TIME
+from .._last_resort import EXIT_CANCELLED_BY_DRAIN, FORCED_EXIT_TIME, LastResort
+from .._signals import leave_now
 from .._worker import CLOSING_TIME, Worker
 from ..errors import StartupError
 from ._errors import EXIT_CLEAN, CommandError, startup_error
+from ._start import LINE_VARIABLE
 from ._started import StartedWorker
 from ._status_options import StatusFlags
 from ._worker_flags import WorkerFlags
@@ -32,7 +35,6 @@ logger = logging.getLogger("ingress.cli")
 
 # For engines too: which of the processes of one machine theirs is, to choose a device by.
 NUMBER_VARIABLE = "INGRESS_PROCESS"
-LINE_VARIABLE = "INGRESS_PROCESS_LINE"
 
 MAX_ORDER = 128
 
@@ -75,6 +77,7 @@ class ParentLine:
         self.number = number
         self._line = line
         self._lock = threading.Lock()
+        self._hear: Callable[[str], str] = str
         self._obey: Callable[[str], None] | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._drain_time = 0.0
@@ -140,7 +143,7 @@ class ParentLine:
 
     # -- orders --------------------------------------------------------------------------------------------------------
 
-    async def serve(self, worker: Worker, force: Callable[[int], None]) -> None:
+    async def serve(self, worker: Worker, force: Callable[[int], None], last_resort: LastResort) -> None:
         """Obey until cancelled."""
 
         def obey(order: str) -> None:
@@ -157,8 +160,19 @@ class ParentLine:
                 neighbour, port, host = rest.split(" ", 2)
                 worker.keep_from(neighbour, (host, int(port)))
 
+        def hear(order: str) -> str:
+            """In the thread: tell the last resort, and return what the loop shall obey, once it runs."""
+            word, _, rest = order.partition(" ")
+            if word in ("drain", "orphaned"):
+                if worker.is_loading:
+                    return hear(f"force {signal.SIGTERM:d}")
+                last_resort.expect_drained()
+            elif word == "force" and rest.isdigit():
+                last_resort.expect_forced(int(rest))
+            return order
+
         with self._lock:
-            self._obey, self._token = obey, trio.lowlevel.current_trio_token()
+            self._hear, self._obey, self._token = hear, obey, trio.lowlevel.current_trio_token()
             for order in self._early:
                 obey(order)
         await trio.sleep_forever()
@@ -172,8 +186,7 @@ class ParentLine:
             pending = pending[-MAX_ORDER:]
         self._deliver("orphaned")
         time.sleep(self._drain_time)
-        logging.shutdown()
-        os._exit(EXIT_CANCELLED_BY_DRAIN)
+        leave_now(EXIT_CANCELLED_BY_DRAIN)
 
     def _receive(self) -> bytes:
         try:
@@ -190,4 +203,4 @@ class ParentLine:
                     return
                 os._exit(EXIT_CLEAN)  # whatever the order: nothing has been announced yet
         with contextlib.suppress(trio.RunFinishedError):
-            token.run_sync_soon(obey, order)
+            token.run_sync_soon(obey, self._hear(order))

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import trio
 
 from .._hosts import join_host_port
+from .._last_resort import EXIT_CANCELLED_BY_DRAIN
 from .._open_doors import warn_of_open_doors
-from .._serve import EXIT_CANCELLED_BY_DRAIN, single_exceptions_unwrapped
+from .._serve import single_exceptions_unwrapped
 from ..status._app import make_app
 from ..status._server import serve_status
 from ._child import Child, open_child
@@ -66,7 +67,7 @@ def serve_processes(
         announce(started, status_url, status.health_path, worker, discovery, opened, output)
 
     code = trio.run(fleet.serve, on_started)
-    logger.info("stopped: %d processes, %s", count, _ENDINGS.get(code, "forced by a second signal"))
+    logger.info("stopped: %d processes, %s", count, _ENDINGS.get(code, "ended at once by a signal"))
     return code
 
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection
 import trio
 from attrs import define
 
-from .._serve import EXIT_CANCELLED_BY_DRAIN, FORCED_EXIT_TIME
+from .._last_resort import EXIT_CANCELLED_BY_DRAIN, FORCED_EXIT_TIME
 from ._child import Child
 from ._errors import EXIT_CLEAN, EXIT_FAILED, EXIT_STARTUP, CommandError
 from ._started import StartedWorker
@@ -21,8 +21,8 @@ FIRST_DELAY = 0.5
 MAX_DELAY = 30.0
 LIFE_THAT_FORGIVES = 60.0
 
-# A forced worker leaves by itself within FORCED_EXIT_TIME; what is left then is killed.
-FORCED_MARGIN = 3.0
+# A forced worker leaves by itself within FORCED_EXIT_TIME and its last words; what is left then is killed.
+FORCED_MARGIN = 1.0
 
 # Of several exit codes the worst is the parent's; all others are failures.
 _SEVERITY = (EXIT_CLEAN, EXIT_CANCELLED_BY_DRAIN, EXIT_FAILED)
@@ -214,6 +214,10 @@ class Supervisor:
                         child.pass_on(number)
                 elif self._ending.is_set():
                     self._force(number)
+                elif all(slot.latest is None for slot in self.slots):
+                    logger.info("%s: nobody serves yet, all end", signal.Signals(number).name)
+                    self._forced = number
+                    self._drain()
                 else:
                     logger.info("%s: draining; a second signal ends at once", signal.Signals(number).name)
                     self._drain()
