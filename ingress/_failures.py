@@ -51,16 +51,16 @@ def error_event_of(failure: BaseException) -> ErrorEvent:
     if isinstance(failure, GeneratorExit):
         return ErrorEvent.of_kind("EngineShutdown", "engine shutting down")
     if isinstance(failure, Overloaded):
-        return ErrorEvent.overloaded(_text_of(failure))
+        return ErrorEvent.overloaded(text_of(failure))
     if isinstance(failure, IngressError):
         # Named exceptions carry their text without a type prefix; only an InvalidArgument is meant for the end user.
         kind = failure.backend_kind
-        return ErrorEvent.of_kind(kind, _text_of(failure), is_public=kind == "InvalidArgument")
+        return ErrorEvent.of_kind(kind, text_of(failure), is_public=kind == "InvalidArgument")
     kind = next((kind for types, kind in _KINDS if isinstance(failure, types)), "Unknown")
-    return ErrorEvent.of_kind(kind, f"{type(failure).__name__}: {_text_of(failure)}")
+    return ErrorEvent.of_kind(kind, f"{type(failure).__name__}: {text_of(failure)}")
 
 
-def _text_of(failure: BaseException) -> str:
+def text_of(failure: BaseException) -> str:
     """The exception's own text, fit for any codec: of bounded length, and without lone surrogates."""
     try:
         text = str(failure)
@@ -80,7 +80,7 @@ def describe_failure(failure: BaseException) -> str:
             traceback = traceback.tb_next
         code = traceback.tb_frame.f_code
         place = f" ({code.co_filename.rsplit('/', 1)[-1]}:{traceback.tb_lineno} in {code.co_name})"
-    return quoted(f"{type(failure).__name__}: {_text_of(failure)}", 500) + place
+    return quoted(f"{type(failure).__name__}: {text_of(failure)}", 500) + place
 
 
 def refusal_text(error: IngressError) -> str:

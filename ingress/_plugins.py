@@ -13,6 +13,9 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, distributions, entry_points
 from typing import Any, Literal, TypeVar
 
+from ._failures import text_of
+from ._signals import is_ctrl_c
+from ._text import printable
 from .abc import Discovery, IngressDispatch, PlaneOptions, RequestPlane
 from .errors import PluginError, StartupError
 
@@ -97,10 +100,12 @@ def load_point(point: EntryPoint) -> Any:
     """
     try:
         return point.load()
-    except (Exception, SystemExit) as exc:
+    except BaseException as exc:  # a module may call sys.exit, too
+        if is_ctrl_c(exc):
+            raise
         raise PluginError(
             f"plug-in {point.name!r} of {distribution_of(point)} ({point.value}) does not load: "
-            f"{type(exc).__name__}: {exc}"
+            f"{type(exc).__name__}: {printable(text_of(exc))}"
         ) from exc
 
 

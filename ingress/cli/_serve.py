@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import trio
@@ -14,9 +15,12 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from .._descriptors import raise_descriptor_limit
+from .._failures import text_of
 from .._process_memory import exempt_what_stays, give_back_large_blocks
 from .._serve import make_worker, serve_until_signalled
+from .._signals import is_ctrl_c
 from .._stray_messages import log_stray_messages
+from .._text import printable
 from .._worker import Worker
 from ..abc import Discovery
 from ..errors import IngressError
@@ -72,6 +76,8 @@ def serve(
     log_stray_messages()
     raise_descriptor_limit()
     with contextlib.nullcontext() if parent is None else parent.failures_reported():
+        if parent is None:  # whose processes need none, should it be removed later
+            check_working_directory()
         endpoints = pair_endpoints(targets, endpoint or [], worker.namespace)
         if parent is None and processes > 1:
             return serve_processes(processes, worker, status, discovery, output)
@@ -130,11 +136,13 @@ def _run(
         return trio.run(functools.partial(serve_until_signalled, made, on_started, beside=show, supervision=parent))
     except IngressError:
         raise
-    except Exception as exc:
+    except BaseException as exc:  # an engine may call sys.exit, too
+        if is_ctrl_c(exc):
+            raise
         logger.debug("traceback", exc_info=exc)
         raise CommandError(
             "the worker failed" if is_started else "the worker could not start",
-            f"{type(exc).__name__}: {exc}",
+            f"{type(exc).__name__}: {printable(text_of(exc))}",
             "the same command with -v shows where",
             exit_code=EXIT_FAILED if is_started else EXIT_STARTUP,
         ) from exc
@@ -163,9 +171,18 @@ def pair_endpoints(targets: Sequence[str], endpoints: Sequence[str], namespace: 
     return names
 
 
+def check_working_directory() -> None:
+    """Raise CommandError where there is none: paths that are relative, and those that are shown, mean nothing then."""
+    try:
+        Path.cwd()
+    except OSError as exc:
+        what, why = "there is no working directory", f"it has been removed, or may not be read: {exc.strerror}"
+        raise CommandError(what, why, "cd to a directory that exists", exit_code=EXIT_STARTUP) from exc
+
+
 def _ending(worker: Worker, code: int) -> str:
     if code > 128:
-        return "forced by a second signal"
+        return "ended at once by a signal"
     if worker.cancelled_by_drain:
         return f"drained, {worker.cancelled_by_drain} requests cancelled by the budget"
     return "drained, every request was answered"

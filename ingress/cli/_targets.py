@@ -14,7 +14,10 @@ from typing import Any
 from attrs import field, frozen
 
 from .._engine import make_engine
+from .._failures import text_of
 from .._plugins import distribution_of, installed, load
+from .._signals import is_ctrl_c
+from .._text import printable
 from ..abc import Engine
 from ..errors import PluginError, StartupError
 from ._errors import EXIT_STARTUP, CommandError, nearest, startup_error
@@ -106,7 +109,9 @@ def _module_named(name: str) -> ModuleType:
                 f"file.py:attr where it is a file: {name.replace('.', '/')}.py:{DEFAULT_ATTRIBUTE}",
             ) from exc
         raise _import_failure(name, exc) from exc
-    except Exception as exc:
+    except BaseException as exc:  # of sys.exit, and whatever else a module may raise
+        if is_ctrl_c(exc):
+            raise
         raise _import_failure(name, exc) from exc
 
 
@@ -124,20 +129,22 @@ def _module_in_file(path: Path) -> ModuleType:
     sys.modules[name] = module  # annotations are looked up there
     try:
         spec.loader.exec_module(module)
-    except Exception as exc:
+    except BaseException as exc:  # of sys.exit, and whatever else a module may raise
         del sys.modules[name]
+        if is_ctrl_c(exc):
+            raise
         raise _import_failure(str(path), exc) from exc
     return module
 
 
-def _import_failure(place: str, exc: Exception) -> CommandError:
+def _import_failure(place: str, exc: BaseException) -> CommandError:
     """Name the line that failed: of the user's own code, not of the import machinery."""
     if isinstance(exc, SyntaxError) and exc.filename:
         where = f" at {Path(exc.filename).name}:{exc.lineno}"
     else:
         frames = [frame for frame in traceback.extract_tb(exc.__traceback__) if not _is_machinery(frame.filename)]
         where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    text = exc.msg if isinstance(exc, SyntaxError) else exc
+    text = printable(exc.msg if isinstance(exc, SyntaxError) else text_of(exc))
     return _failure(f"{place} cannot be imported", f"{type(exc).__name__}{where}: {text}", f"python {place}")
 
 
@@ -172,8 +179,11 @@ def _checked(engine: Any, label: str) -> Target:
             error.what += " cannot be an engine"
         error.remedy = error.remedy or f"async def {DEFAULT_ATTRIBUTE}(request, context), with a yield in it"
         raise error from exc
-    except Exception as exc:
-        raise _failure(f"{label} cannot be an engine", f"{type(exc).__name__}: {exc}", "ingress plugins") from exc
+    except BaseException as exc:
+        if is_ctrl_c(exc):
+            raise
+        why = f"{type(exc).__name__}: {printable(text_of(exc))}"
+        raise _failure(f"{label} cannot be an engine", why, "ingress plugins") from exc
     return Target(engine, label)
 
 
