@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 import types
 import typing
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -17,10 +16,9 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
 import attrs
-import trio
 
-from ._failures import describe_failure, is_cancellation
-from ._text import printable, quoted
+from ._failures import describe_failure
+from ._text import printable
 from ._threads import iterate_in_thread
 from .abc import Context, Engine
 from .errors import GenerateError, InvalidArgument, StartupError
@@ -29,8 +27,6 @@ from .wire.records import EndpointId
 
 Structure = Callable[[Any], Any]
 FunctionT = TypeVar("FunctionT", bound=Callable[..., AsyncIterable[Any]])
-
-logger = logging.getLogger("ingress.engine")
 
 _MARK = "__ingress_bidirectional__"
 
@@ -120,40 +116,6 @@ async def _iterate(chunks: AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
         close = getattr(iterator, "aclose", None)
         if close is not None:
             await close()
-
-
-async def close_engine(chunks: types.AsyncGeneratorType[Any, None]) -> BaseException | None:
-    """Let an unfinished engine clean up; returns what its cleanup raised, as far as it ends only its request."""
-    try:
-        await chunks.aclose()
-    except BaseException as exc:
-        # A nursery that was open across a yield wraps the GeneratorExit of aclose in a group.
-        error = exc.split(GeneratorExit)[1] if isinstance(exc, BaseExceptionGroup) else exc
-        if error is not None and is_cancellation(error):
-            raise
-        return error
-    return None
-
-
-async def end_nurseries_left_open(own: int = 0) -> bool:
-    """End the nurseries that an engine has entered in this task and never left; tell whether there were any.
-
-    A task that ended with one would take its parent's nursery along, and with it the worker.
-
-    Args:
-        own: how many nurseries the task had entered before the engine.
-    """
-    left = trio.lowlevel.current_task().child_nurseries[own:]
-    for nursery in reversed(left):
-        nursery.cancel_scope.cancel()
-        # trio has no public way to end a nursery for somebody else.
-        manager: Any = trio.open_nursery()
-        manager._scope, manager._nursery = nursery.cancel_scope, nursery
-        try:
-            await manager.__aexit__(None, None, None)
-        except BaseException as exc:  # of its tasks; whoever is cancelled from outside is told at the next checkpoint
-            logger.debug("a nursery that was left open: %s", quoted(exc, 600))
-    return bool(left)
 
 
 def trouble_of(engine: Engine) -> str | None:

@@ -16,7 +16,8 @@ from typing import Any
 import trio
 
 from .._context import RequestContext
-from .._engine import as_async_generator, close_engine, end_nurseries_left_open
+from .._engine import as_async_generator
+from .._engine_end import close_engine, end_nurseries_left_open
 from .._failures import describe_failure, is_cancellation
 from .._text import printable
 from ..abc import Engine

@@ -9,7 +9,8 @@ from typing import Any
 import trio
 from attrs import define, field
 
-from .._engine import as_async_generator, close_engine
+from .._engine import as_async_generator
+from .._engine_end import close_engine
 from ..abc import Context, Engine
 from ..errors import GenerateError
 
