@@ -23,9 +23,16 @@ from ._stream_limits import (
 )
 from ._token import TokenKeys
 from ._tracing import Tracer
-from .abc import AdmissionPolicy, Discovery, IngressDispatch, Network, RequestPlane
+from .abc import (
+    DEFAULT_ACK_WRITE_TIMEOUT,
+    DEFAULT_HOST,
+    AdmissionPolicy,
+    Discovery,
+    IngressDispatch,
+    Network,
+    RequestPlane,
+)
 from .models import ModelLike
-from .planes.tcp import DEFAULT_ACK_WRITE_TIMEOUT, DEFAULT_HOST
 from .status import StatusOptions
 from .tls import TlsOptions
 from .wire.codec import DEFAULT_MAX_RESPONSE_CHUNK

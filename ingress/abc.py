@@ -16,9 +16,11 @@ from attrs import field, frozen
 from attrs.validators import optional
 
 from ._checks import a_count, a_deadline
+from ._stream_limits import DEFAULT_FRAME_TIMEOUT
 from .errors import IngressError
 from .wire.messages import RequestControlMessage, StreamAddress
 from .wire.records import DiscoveryRecord, EndpointId, InstanceRecord
+from .wire.request_frame import DEFAULT_MAX_FRAME_SIZE
 
 RequestT = TypeVar("RequestT")
 InputT = TypeVar("InputT")
@@ -325,6 +327,13 @@ class RequestPlane(ABC):
         return ()
 
 
+# Loopback unless told otherwise: the port takes bytes from anybody.
+DEFAULT_HOST = "127.0.0.1"
+
+# Acks are a few bytes each; a caller that leaves them unread for so long has stopped.
+DEFAULT_ACK_WRITE_TIMEOUT = 60.0
+
+
 @frozen(kw_only=True)
 class PlaneOptions:
     """What a worker tells the maker of a request plane, which takes from it what concerns it.
@@ -334,35 +343,43 @@ class PlaneOptions:
     """
 
     network: Network = field(repr=False)
-    host: str
-    port: int
-    """0 picks one."""
 
-    advertise: str | None
-    """Host, or host:port, that callers are told; None where the plane shall find out."""
+    host: str = DEFAULT_HOST
+    """Address to listen on."""
 
-    max_frame_size: int = field(validator=a_count)
+    port: int = 0
+    """Port to listen on; 0 picks one."""
+
+    advertise: str | None = None
+    """Host, or host:port, that callers are told; None for the bound one, and where all addresses are bound for the
+    machine's first that is not loopback."""
+
+    max_frame_size: int = field(default=DEFAULT_MAX_FRAME_SIZE, validator=a_count)
     """Bytes of the largest request."""
 
-    max_connections: int | None = field(validator=optional(a_count))
-    """None where the plane shall find out."""
+    max_connections: int | None = field(default=None, validator=optional(a_count))
+    """How many may be open; more are closed as they come. None for half of what the limit of descriptors leaves room
+    for, 8,192 at most; what is asked for is had as far as a quarter of that room remains for answers."""
 
-    max_connections_per_peer: int | None = field(validator=optional(a_count))
-    """None where the plane shall find out."""
+    max_connections_per_peer: int | None = field(default=None, validator=optional(a_count))
+    """How many of one address; None for three quarters. At either limit the oldest connection that has not sent a whole
+    request within 10 seconds makes room, unless it sends a large one, 64 KiB in each 10 seconds at least."""
 
-    max_incomplete_bytes: int | None = field(validator=optional(a_count))
-    """Bytes of requests that have not arrived whole, of all callers; None where the plane shall find out."""
+    max_incomplete_bytes: int | None = field(default=None, validator=optional(a_count))
+    """Bytes of requests of more than 64 KiB that have not arrived whole, of all callers; None for an eighth of the
+    memory that the process may use, 64 MiB and one of the largest at least. A request that would be more is refused and
+    its connection closed."""
 
-    frame_timeout: float = field(validator=a_deadline)
-    """Seconds from a request's first byte to its last, beside what its size needs."""
+    frame_timeout: float = field(default=DEFAULT_FRAME_TIMEOUT, validator=a_deadline)
+    """Seconds from a request's first byte to its last, beside one for each 64 KiB that it announces."""
 
-    idle_timeout: float | None = field(validator=optional(a_deadline))
-    """Seconds a connection may rest between two requests; None for ever."""
+    idle_timeout: float | None = field(default=None, validator=optional(a_deadline))
+    """Seconds a connection may rest between two requests; None for ever, for callers pool them."""
 
-    ack_write_timeout: float = field(validator=a_deadline)
+    ack_write_timeout: float = field(default=DEFAULT_ACK_WRITE_TIMEOUT, validator=a_deadline)
     """Seconds for a caller to take the acks of its requests."""
 
-    environ: Mapping[str, str] = field(repr=False)
+    environ: Mapping[str, str] = field(factory=dict, repr=False)
     """The process's environment, for whatever else it needs."""
 
     is_short_of_memory: Callable[[int], bool] | None = field(default=None, repr=False)

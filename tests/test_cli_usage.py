@@ -386,7 +386,7 @@ def test_plugins_lists_the_built_in_ones_of_every_group_and_whether_they_load(
     assert main(["plugins", "--no-check"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["group", "name", "target", "distribution", "version", "loads"]
-    tcp = ["planes", "tcp", "ingress.planes.tcp:tcp_request_plane", "ingress-dispatch", __version__, "?"]
+    tcp = ["planes", "tcp", "ingress.planes.tcp:TcpRequestPlane", "ingress-dispatch", __version__, "?"]
     assert tcp in lines
 
 

@@ -18,6 +18,7 @@ from ingress._descriptors import (
 )
 from ingress._network import TcpNetwork
 from ingress._worker_parts import find_stream_limit
+from ingress.abc import PlaneOptions
 from ingress.planes.tcp import TcpRequestPlane
 from ingress.testing import MemoryNetwork
 
@@ -80,7 +81,7 @@ def test_streams_get_what_the_plane_leaves_where_descriptors_are_taken(monkeypat
     for module in ("ingress._worker_parts", "ingress.planes.tcp"):
         monkeypatch.setattr(f"{module}.present_descriptors", lambda: 1024)
     network = TcpNetwork()
-    assert find_stream_limit(TcpRequestPlane(network), network, None) == 464
-    assert find_stream_limit(TcpRequestPlane(network, max_connections=28), network, None) == 900
-    assert find_stream_limit(TcpRequestPlane(MemoryNetwork()), MemoryNetwork(), None) is None
+    assert find_stream_limit(TcpRequestPlane(PlaneOptions(network=network)), network, None) == 464
+    assert find_stream_limit(TcpRequestPlane(PlaneOptions(network=network, max_connections=28)), network, None) == 900
+    assert find_stream_limit(TcpRequestPlane(PlaneOptions(network=MemoryNetwork())), MemoryNetwork(), None) is None
     assert _descriptors.StreamDescriptors(None).limit > 1 << 40

@@ -17,7 +17,7 @@ from ingress._heavy_work import MAX_SECONDS_A_PASS, HeavyWork, heavy_work
 from ingress._pump import LARGE_CHUNK
 from ingress._request_stream import MAX_QUEUED_FRAMES
 from ingress._tallies import Tallies
-from ingress.abc import Push
+from ingress.abc import PlaneOptions, Push
 from ingress.bodies import LARGE_BODY, SMALL_BODY, decode_body
 from ingress.planes._connections import Connections
 from ingress.planes._conversation import Conversations
@@ -253,15 +253,8 @@ class GreedyStream(trio.abc.Stream):
 
 async def test_c13_parts_of_large_frames_are_read_in_turns_in_which_addresses_come_one_after_the_other() -> None:
     connections = Connections(1000, 1000, Tallies())
-    conversations = Conversations(
-        connections,
-        IncompleteFrames(1 << 40, 1 << 25),
-        Tallies(),
-        max_frame_size=1 << 25,
-        frame_timeout=30,
-        idle_timeout=None,
-        ack_write_timeout=30,
-    )
+    options = PlaneOptions(network=MemoryNetwork())
+    conversations = Conversations(options, connections, IncompleteFrames(1 << 40, 1 << 25), Tallies())
 
     def never(push: Push) -> str:
         raise AssertionError("no frame is whole")

@@ -191,7 +191,7 @@ def discovery(environ):
     return Acme(Path(environ["ACME_DIRECTORY"]))
 
 def plane(options):
-    return Marked(TcpRequestPlane(options.network, host=options.host, port=options.port))
+    return Marked(TcpRequestPlane(options))
 
 class Marked(RequestPlane):
     def __init__(self, inner): self.inner = inner
@@ -247,7 +247,7 @@ async def test_a_worker_takes_its_discovery_and_its_plane_by_name(
 
 async def test_a_plane_may_be_an_object(site: Site) -> None:
     discovery = MemoryDiscovery()
-    plane = TcpRequestPlane(TcpNetwork())
+    plane = TcpRequestPlane(PlaneOptions(network=TcpNetwork()))
     async with ingress.serving(words, discovery=discovery, plane=plane, linger=0.0) as worker:
         assert worker.plane == "TcpRequestPlane"
         assert worker.address == plane.address

@@ -23,7 +23,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from ingress._failures import refusal_text
 from ingress._network import TcpNetwork, TcpStream
 from ingress._tallies import Tallies
-from ingress.abc import Push
+from ingress.abc import PlaneOptions, Push
 from ingress.planes._turns import FRAMES_A_PASS, FRAMES_A_TURN
 from ingress.planes.tcp import TcpRequestPlane
 from ingress.testing import MemoryNetwork
@@ -66,7 +66,8 @@ class Served:
 async def serve_plane(network: Any = None, **options: Any) -> AsyncIterator[Served]:
     network = MemoryNetwork() if network is None else network
     tallies = Tallies()
-    served = Served(TcpRequestPlane(network, tallies=tallies, **options), tallies, Receiver(), network)
+    plane = TcpRequestPlane(PlaneOptions(network=network, **options), tallies=tallies)
+    served = Served(plane, tallies, Receiver(), network)
     async with trio.open_nursery() as nursery:
         await nursery.start(served.plane.serve, served.receiver)
         yield served
@@ -511,7 +512,7 @@ async def test_f15_more_connections_than_fit_the_limit_of_descriptors_are_not_ta
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("ingress.planes.tcp.present_descriptors", lambda: 1024)
-    assert TcpRequestPlane(MemoryNetwork()).max_connections == 464
+    assert TcpRequestPlane(PlaneOptions(network=MemoryNetwork())).max_connections == 464
     async with serve_plane(max_connections=900) as served:
         assert served.plane.max_connections == 696
     text = "max_connections of 900 does not fit the limit of open files and is taken for 696"
@@ -826,4 +827,4 @@ async def test_a_worker_bound_to_all_addresses_advertises_one_that_is_not_loopba
 
 async def test_the_addresses_of_a_plane_that_has_not_started_are_refused() -> None:
     with pytest.raises(RuntimeError, match="has not started"):
-        TcpRequestPlane(MemoryNetwork()).transport("x")
+        TcpRequestPlane(PlaneOptions(network=MemoryNetwork())).transport("x")

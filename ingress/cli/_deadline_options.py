@@ -14,7 +14,7 @@ from .._stream_limits import (
     DEFAULT_HANDSHAKE_TIMEOUT,
     DEFAULT_WRITE_STALL_TIMEOUT,
 )
-from ..planes.tcp import DEFAULT_ACK_WRITE_TIMEOUT
+from ..abc import DEFAULT_ACK_WRITE_TIMEOUT
 from ._worker_flags import check_deadline
 
 DEADLINES = Group("Deadlines", sort_key=3)

@@ -9,7 +9,7 @@ import trio
 
 from .._hosts import join_host_port
 from .._network import TcpNetwork
-from ..abc import Push
+from ..abc import PlaneOptions, Push
 from ..errors import StartupError
 from ..planes.tcp import TcpRequestPlane
 from ..wire.request_frame import encode_request_frame
@@ -31,7 +31,7 @@ async def check_request_address(host: str, port: int, advertise: str | None) -> 
             arrived.set()
         return "Server unavailable: a check-up"
 
-    plane = TcpRequestPlane(TcpNetwork(), host=host, port=port, advertise=advertise)
+    plane = TcpRequestPlane(PlaneOptions(network=TcpNetwork(), host=host, port=port, advertise=advertise))
     told, problem, refusal = "", None, None
     try:
         async with trio.open_nursery() as nursery:

@@ -18,8 +18,8 @@ from .._dial_policy import DialPolicy
 from .._drain import DEFAULT_DRAIN_BUDGET, DEFAULT_LINGER
 from .._memory_watermark import DEFAULT_MEMORY_WATERMARK
 from .._worker_options import DEFAULT_PLANE
+from ..abc import DEFAULT_HOST
 from ..metrics import reserved_labels
-from ..planes.tcp import DEFAULT_HOST
 from ..wire.codec import DEFAULT_MAX_RESPONSE_CHUNK
 from ..wire.request_frame import DEFAULT_MAX_FRAME_SIZE
 from ._errors import usage

@@ -18,7 +18,7 @@ from .._shares import caller_of
 from .._stream_limits import FRAME_BYTES_PER_SECOND
 from .._tallies import Tallies
 from .._text import RateLimitedLogger, printable
-from ..abc import Push, PushReceiver
+from ..abc import PlaneOptions, Push, PushReceiver
 from ..errors import IngressError, InvalidMessage, MessageTooLarge, Overloaded
 from ..wire.messages import MAX_CONTROL_MESSAGE
 from ..wire.request_frame import (
@@ -34,9 +34,6 @@ from ._incomplete import LARGE_FRAME, IncompleteFrames
 from ._turns import FRAMES_A_TURN, Turns
 
 logger = logging.getLogger("ingress.planes.tcp")
-
-# Acks are a few bytes each; a caller that leaves them unread for so long has stopped.
-DEFAULT_ACK_WRITE_TIMEOUT = 60.0
 
 # After a refusal that ends the connection the caller may still be sending; reading on for a while lets the ack arrive
 # before the reset that unread bytes would cause.
@@ -62,23 +59,12 @@ class Conversations:
     """Reads the frames of a plane's connections and writes their acks; each connection in a task of its own."""
 
     def __init__(
-        self,
-        connections: Connections,
-        incomplete: IncompleteFrames,
-        tallies: Tallies,
-        *,
-        max_frame_size: int,
-        frame_timeout: float,
-        idle_timeout: float | None,
-        ack_write_timeout: float,
+        self, options: PlaneOptions, connections: Connections, incomplete: IncompleteFrames, tallies: Tallies
     ) -> None:
+        self.options = options
         self.connections = connections
         self.incomplete = incomplete
         self.tallies = tallies
-        self.max_frame_size = max_frame_size
-        self.frame_timeout = frame_timeout
-        self.idle_timeout = idle_timeout
-        self.ack_write_timeout = ack_write_timeout
         self.turns = Turns()
         """What the plane has to serve beside the connections."""
         self.log = RateLimitedLogger(logger)
@@ -107,7 +93,7 @@ class _Conversation:
         self._stream = connection.stream
         self._peer_host = connection.peer_host
         self._receive = receive
-        self._decoder = RequestFrameDecoder(max_frame_size=shared.max_frame_size)
+        self._decoder = RequestFrameDecoder(max_frame_size=shared.options.max_frame_size)
         self._begun_at = 0.0
         """When the frame began that is being read, on trio's clock."""
 
@@ -170,20 +156,21 @@ class _Conversation:
 
     async def _receive_some(self) -> bytes | bytearray:
         """Read until the frame that has begun is due; b"" then, as at the end of the stream."""
-        shared, decoder = self._shared, self._decoder
+        options, decoder = self._shared.options, self._decoder
         if decoder.is_idle:
-            if shared.idle_timeout is None:
+            if options.idle_timeout is None:
                 return await self._stream.receive_some(_FIRST_READ_SIZE)
-            with trio.move_on_after(shared.idle_timeout):
+            with trio.move_on_after(options.idle_timeout):
                 return await self._stream.receive_some(_FIRST_READ_SIZE)
-            logger.debug("request connection from %s idle for %g s, closing", self._peer_host, shared.idle_timeout)
+            logger.debug("request connection from %s idle for %g s, closing", self._peer_host, options.idle_timeout)
             return b""
         is_part = decoder.announced_size > _FIRST_READ_SIZE
         if is_part:
             self._begun_at += await _wait_to_read()
-        deadline = self._begun_at + shared.frame_timeout + decoder.announced_size / FRAME_BYTES_PER_SECOND
+        deadline = self._begun_at + options.frame_timeout + decoder.announced_size / FRAME_BYTES_PER_SECOND
         with trio.move_on_at(deadline):
             return await self._stream.receive_some(_READ_SIZE if is_part else _FIRST_READ_SIZE)
+        shared = self._shared
         shared.tallies.frames_refused["deadline"] += 1
         text = "%s sent no whole frame within %g s, closing"
         shared.log.log(logging.WARNING, "frame deadline", text, self._peer_host, deadline - self._begun_at)
@@ -273,12 +260,12 @@ class _Conversation:
             if not acks:
                 return True
         shared = self._shared
-        with trio.move_on_after(shared.ack_write_timeout):
+        with trio.move_on_after(shared.options.ack_write_timeout):
             await self._stream.send_all(bytes(acks))
             return True
         shared.tallies.slow_peer_closed["request"] += 1
         text = "%s read no ack for %g s, closing"
-        shared.log.log(logging.WARNING, "acks unread", text, self._peer_host, shared.ack_write_timeout)
+        shared.log.log(logging.WARNING, "acks unread", text, self._peer_host, shared.options.ack_write_timeout)
         return False
 
 

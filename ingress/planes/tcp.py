@@ -12,27 +12,20 @@ from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
-from .._checks import check_count, check_deadline
 from .._descriptors import present_descriptors, share_descriptors
 from .._hosts import join_host_port, routable_host
 from .._network import close_now
 from .._shares import share_of_peer
-from .._stream_limits import DEFAULT_FRAME_TIMEOUT
 from .._tallies import Tallies
 from .._text import RateLimitedLogger
-from ..abc import Network, PlaneOptions, PushReceiver, RequestPlane
-from ..wire.request_frame import DEFAULT_MAX_FRAME_SIZE
+from ..abc import PlaneOptions, PushReceiver, RequestPlane
 from ._connections import Connection, Connections
-from ._conversation import DEFAULT_ACK_WRITE_TIMEOUT as DEFAULT_ACK_WRITE_TIMEOUT
 from ._conversation import Conversations
 from ._incomplete import IncompleteFrames
 
 logger = logging.getLogger("ingress.planes.tcp")
 
 AcceptNowait = Callable[[], trio.abc.Stream | None]
-
-# Loopback unless told otherwise: the port takes bytes from anybody.
-DEFAULT_HOST = "127.0.0.1"
 
 # Out of descriptors or memory: wait for some to come back instead of spinning.
 _ACCEPT_BACKOFF = 0.1
@@ -42,98 +35,28 @@ _ACCEPT_BACKOFF = 0.1
 _ACCEPTS_A_PASS = 64
 
 
-def tcp_request_plane(options: PlaneOptions) -> TcpRequestPlane:
-    """Make the plug-in ``tcp`` of ``ingress.planes``."""
-    return TcpRequestPlane(
-        options.network,
-        host=options.host,
-        port=options.port,
-        advertise=options.advertise,
-        max_frame_size=options.max_frame_size,
-        max_connections=options.max_connections,
-        max_connections_per_peer=options.max_connections_per_peer,
-        max_incomplete_bytes=options.max_incomplete_bytes,
-        is_short_of_memory=options.is_short_of_memory,
-        frame_timeout=options.frame_timeout,
-        idle_timeout=options.idle_timeout,
-        ack_write_timeout=options.ack_write_timeout,
-    )
-
-
 class TcpRequestPlane(RequestPlane):
     """Listens on one address and hands every frame to the worker."""
 
-    def __init__(
-        self,
-        network: Network,
-        *,
-        host: str = DEFAULT_HOST,
-        port: int = 0,
-        advertise: str | None = None,
-        max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
-        max_connections: int | None = None,
-        max_connections_per_peer: int | None = None,
-        max_incomplete_bytes: int | None = None,
-        is_short_of_memory: Callable[[int], bool] | None = None,
-        frame_timeout: float = DEFAULT_FRAME_TIMEOUT,
-        idle_timeout: float | None = None,
-        ack_write_timeout: float = DEFAULT_ACK_WRITE_TIMEOUT,
-        tallies: Tallies | None = None,
-    ) -> None:
+    def __init__(self, options: PlaneOptions, *, tallies: Tallies | None = None) -> None:
         """
         Args:
-            max_connections: more are closed as they come; by default half of what the limit of descriptors leaves room
-                for, at most 8,192. What is asked for is had as far as a quarter of that room remains for answers.
-            max_connections_per_peer: more of one address are closed as they come; by default three quarters of those.
-                At either limit the oldest connection that has not sent a whole request within 10 seconds makes room,
-                unless it sends a large one, 64 KiB in each 10 seconds at least.
-            max_incomplete_bytes: bytes of requests of more than 64 KiB that have not arrived whole, of all connections;
-                by default an eighth of the memory that the process may use, 64 MiB and one of the largest at least.
-                One peer may hold three quarters of them, and one of the largest at least. A request that would be more
-                is refused and its connection closed.
-            is_short_of_memory: whether so many bytes more would be too much; such a request is refused likewise.
-            frame_timeout: seconds for a frame, from its first byte, beside one for each 64 KiB that it announces.
-            idle_timeout: seconds between two frames; callers pool their connections, so by default no limit.
-            ack_write_timeout: seconds for a caller to take its acks.
-            advertise: host, or host:port, that callers are told; by default the bound one, and when bound to all
-                addresses the machine's first that is not loopback.
-
-        Raises:
-            ValueError: a value can be no limit.
+            tallies: where what its limits do is counted.
         """
-        for name, count in (
-            ("max_frame_size", max_frame_size),
-            ("max_connections", max_connections),
-            ("max_connections_per_peer", max_connections_per_peer),
-            ("max_incomplete_bytes", max_incomplete_bytes),
-        ):
-            if count is not None:
-                check_count(name, count)
-        check_deadline("frame_timeout", frame_timeout)
-        check_deadline("ack_write_timeout", ack_write_timeout)
-        if idle_timeout is not None:
-            check_deadline("idle_timeout", idle_timeout)
-        self._network = network
-        self._host = host
-        self._port = port
-        self._advertise = advertise
-        self._wanted_connections = max_connections
-        self.max_connections = share_descriptors(present_descriptors(), max_connections).connections
+        self._options = options
+        self._network = options.network
+        self.max_connections = share_descriptors(present_descriptors(), options.max_connections).connections
         """How many are open at a time."""
         self.tallies = Tallies() if tallies is None else tallies
         """What its limits did; the worker's metrics show it."""
-        of_peer = share_of_peer(self.max_connections) if max_connections_per_peer is None else max_connections_per_peer
-        self._connections = Connections(self.max_connections, of_peer, self.tallies)
-        self._incomplete = IncompleteFrames(max_incomplete_bytes, max_frame_size, is_short_of_memory)
-        self._conversations = Conversations(
-            self._connections,
-            self._incomplete,
-            self.tallies,
-            max_frame_size=max_frame_size,
-            frame_timeout=frame_timeout,
-            idle_timeout=idle_timeout,
-            ack_write_timeout=ack_write_timeout,
+        of_peer = options.max_connections_per_peer
+        self._connections = Connections(
+            self.max_connections, share_of_peer(self.max_connections) if of_peer is None else of_peer, self.tallies
         )
+        self._incomplete = IncompleteFrames(
+            options.max_incomplete_bytes, options.max_frame_size, options.is_short_of_memory
+        )
+        self._conversations = Conversations(options, self._connections, self._incomplete, self.tallies)
         self._bound: tuple[str, int] | None = None
         self._accept_log = RateLimitedLogger(logger, per_second=1)
 
@@ -152,12 +75,12 @@ class TcpRequestPlane(RequestPlane):
     def address(self) -> str:
         """``host:port`` as callers are told; valid once started."""
         host, port = self.bound_address
-        if self._advertise is not None:
-            has_port = self._advertise.rpartition(":")[2].isdigit() and ":" in self._advertise
-            is_bare_ipv6 = self._advertise.count(":") > 1 and not self._advertise.startswith("[")
+        if self._options.advertise is not None:
+            has_port = self._options.advertise.rpartition(":")[2].isdigit() and ":" in self._options.advertise
+            is_bare_ipv6 = self._options.advertise.count(":") > 1 and not self._options.advertise.startswith("[")
             if has_port and not is_bare_ipv6:
-                return self._advertise
-            return join_host_port(self._advertise.removeprefix("[").removesuffix("]"), port)
+                return self._options.advertise
+            return join_host_port(self._options.advertise.removeprefix("[").removesuffix("]"), port)
         return join_host_port(routable_host() if host in ("0.0.0.0", "::") else host, port)  # noqa: S104 - compared
 
     def transport(self, path: str) -> Mapping[str, str]:
@@ -167,13 +90,14 @@ class TcpRequestPlane(RequestPlane):
         self, receive: PushReceiver, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         async with (
-            await self._network.open_listener(self._host, self._port) as listener,
+            await self._network.open_listener(self._options.host, self._options.port) as listener,
             trio.open_nursery() as nursery,
         ):
             self._bound = self._network.local_address(listener)
-            if self._wanted_connections is not None and self._wanted_connections > self.max_connections:
+            wanted = self._options.max_connections
+            if wanted is not None and wanted > self.max_connections:
                 text = "max_connections of %d does not fit the limit of open files and is taken for %d"
-                logger.warning(text, self._wanted_connections, self.max_connections)
+                logger.warning(text, wanted, self.max_connections)
             nursery.start_soon(self._conversations.turns.serve)
             task_status.started()
             # Only some listeners can tell without a wait whether there are more.
