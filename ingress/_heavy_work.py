@@ -25,12 +25,16 @@ SECONDS_A_READ_BYTE = 2e-9
 
 
 class HeavyWork:
-    """The account of one trio run; for its tasks.
+    """The account of one trio run, or of one kind of such work in it; for its tasks.
 
     Whoever does such work waits for its turn first, and adds what it took to :attr:`spent`.
+
+    Args:
+        most: seconds of it in one pass.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: float = MAX_SECONDS_A_PASS) -> None:
+        self._most = most
         self.spent = 0.0
         """Seconds since those who wait were last let go; where nobody waits it only grows, until somebody has to."""
         self._waiting = FairLot()
@@ -39,7 +43,7 @@ class HeavyWork:
 
     @property
     def is_wait_expected(self) -> bool:
-        return self.spent > MAX_SECONDS_A_PASS or bool(self._waiting)
+        return self.spent > self._most or bool(self._waiting)
 
     async def wait_turn(self, expected: float = MAX_SECONDS_A_PASS) -> None:
         """Return at once while little was done and nobody waits; else in a later pass, when it is the address's turn.
@@ -56,7 +60,7 @@ class HeavyWork:
         self._expected[task] = expected
         try:
             await self._waiting.park()
-            while self.spent > MAX_SECONDS_A_PASS:  # those before it took longer than they expected
+            while self.spent > self._most:  # those before it took longer than they expected
                 await self._waiting.park()
         finally:
             del self._expected[task]
@@ -72,7 +76,7 @@ class HeavyWork:
             await trio.lowlevel.checkpoint()
             while self._waiting:
                 self.spent = expected = 0.0
-                while expected < MAX_SECONDS_A_PASS and (task := self._waiting.unpark()) is not None:
+                while expected < self._most and (task := self._waiting.unpark()) is not None:
                     expected += self._expected[task]
                 await trio.lowlevel.checkpoint()  # they have their turn in the same pass as this
                 await trio.lowlevel.checkpoint()

@@ -40,7 +40,7 @@ def a_slow_clock() -> Callable[[], float]:
 
 
 @asynccontextmanager
-async def nobody_let_go(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[trio.Event]:
+async def nobody_let_go(monkeypatch: pytest.MonkeyPatch, account: HeavyWork | None = None) -> AsyncIterator[trio.Event]:
     """Let heavy work wait while inside, or until the event is set."""
     let_go = HeavyWork._let_go
     is_over = trio.Event()
@@ -50,7 +50,7 @@ async def nobody_let_go(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[trio.E
         await let_go(work)
 
     monkeypatch.setattr(HeavyWork, "_let_go", let_go_when_over)
-    heavy_work().spent = 1.0
+    (account or heavy_work()).spent = 1.0
     try:
         yield is_over
     finally:

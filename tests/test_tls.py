@@ -19,7 +19,7 @@ import trio.testing
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import ingress
-from ingress._heavy_work import MAX_SECONDS_A_PASS
+from ingress._heavy_work import heavy_work
 from ingress._network import TcpNetwork, TcpStream, close_now
 from ingress._rotation import MAX_FILE_SIZE
 from ingress.client import Client
@@ -27,7 +27,7 @@ from ingress.errors import StartupError, StreamIncomplete, Unavailable
 from ingress.testing import MemoryNetwork
 from ingress.testing._pipes import pipes
 from ingress.tls import TlsContexts, TlsNetwork, TlsOptions, TlsStream
-from ingress.tls._network import SECONDS_A_WORD, _PacedStream, names_of
+from ingress.tls._network import SECONDS_A_PASS, SECONDS_A_WORD, _PacedStream, handshakes, names_of
 from ingress.wire.request_frame import encode_request_frame
 
 from .certificates import Authority
@@ -346,13 +346,46 @@ async def test_of_handshakes_that_come_together_a_few_compute_in_one_pass_of_the
         for _, ours in pairs:
             nursery.start_soon(receive, _PacedStream(ours))
     assert len(received_in) == 100
-    assert max(Counter(received_in).values()) <= MAX_SECONDS_A_PASS / SECONDS_A_WORD + 1
+    assert max(Counter(received_in).values()) <= SECONDS_A_PASS / SECONDS_A_WORD + 1
+
+
+async def test_handshakes_that_wait_keep_no_reads_waiting_nor_the_other_way_round() -> None:
+    handshakes().spent = 1.0
+    assert not heavy_work().is_wait_expected
+    handshakes().spent, heavy_work().spent = 0.0, 1.0
+    assert not handshakes().is_wait_expected
+
+
+async def test_records_of_a_byte_are_read_many_at_once_and_nothing_is_lost(authority: Authority) -> None:
+    """A hundred connections that had sent such had kept the worker busy for minutes after they were gone."""
+    contexts, options = TlsContexts(authority.options()), authority.options()
+    ours, theirs = trio.testing.memory_stream_pair()
+    server = TlsStream(ours, contexts.server(), options)
+    client = TlsStream(theirs, contexts.client(), options, server_hostname="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.do_handshake)
+        await client.do_handshake()
+    sent = bytes(range(250)) + b"the end"
+    for number in range(len(sent)):
+        await client.send_all(sent[number : number + 1])
+    received, reads = b"", 0
+    with trio.fail_after(10):
+        while len(received) < len(sent):
+            received += await server.receive_some(100)
+            reads += 1
+        assert (received, reads < 10) == (sent, True)
+        await client.send_all(b"x")
+        await client.aclose()
+        assert [await server.receive_some(), await server.receive_some()] == [b"x", b""]
 
 
 async def test_who_speaks_no_tls_or_has_left_takes_no_turn_of_those_who_shake_hands(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with nobody_let_go(monkeypatch) as let_go, await TcpNetwork().open_listener("127.0.0.1", 0) as listener:
+    async with (
+        nobody_let_go(monkeypatch, handshakes()) as let_go,
+        await TcpNetwork().open_listener("127.0.0.1", 0) as listener,
+    ):
         host, port = listener.address
         async with await TcpNetwork().connect(host, port) as stranger, await listener.accept() as accepted:
             await stranger.send_all(b"GET / HTTP/1.1")

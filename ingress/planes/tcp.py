@@ -118,6 +118,12 @@ class TcpRequestPlane(RequestPlane):
     def _enter(self, stream: trio.abc.Stream, receive: PushReceiver, nursery: trio.Nursery) -> None:
         """Serve a new connection where there is a place for it, or close it; never waits for that."""
         peer_host = self._network.peer_host(stream)
+        if getattr(stream, "cannot_shake_hands", False):
+            self.tallies.connections_refused["tls"] += 1
+            text = "request connection from %s refused: it has left before its TLS handshake"
+            self._accept_log.log(logging.WARNING, "left", text, peer_host)
+            _close_soon(stream, nursery)
+            return
         connection, given_up = self._connections.enter(stream, peer_host)
         if connection is not None:
             nursery.start_soon(self._serve_connection, connection, receive)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import trio
 
-from .._heavy_work import heavy_work
+from .._heavy_work import HeavyWork
+from .._per_run import PerRun
 from .._text import printable
 from ..abc import Network
 from ._contexts import TlsContexts
@@ -23,8 +24,17 @@ GOODBYE_TIMEOUT = 0.1
 
 
 # What OpenSSL computes for a word of a handshake, at most; a thousand that come together would hold up everybody's
-# streams for a second.
+# streams for a second. They have an account of their own, a small one: those who flood with them, which costs them
+# nothing, must not keep the reads of others waiting, and each pass that they make longer is one that others wait for.
 SECONDS_A_WORD = 1e-3
+SECONDS_A_PASS = 4e-3
+
+handshakes = PerRun("ingress TLS handshakes", lambda: HeavyWork(SECONDS_A_PASS)).get
+
+# What is taken from the connection at once, and how many records of it are read at once: each alone would take a pass
+# of the event loop, which a peer can make as many of as it has sent bytes.
+_READ_SIZE = 64 * 1024
+_MOST_RECORDS = 64
 
 # What the first record of a handshake begins with; OpenSSL refuses anything else without a computation.
 _HANDSHAKE_RECORD = b"\x16"
@@ -48,7 +58,7 @@ class _PacedStream(trio.abc.Stream):
             return data
         if not has_begun:
             self._check_presence()  # those who have left do not stand in line
-        await heavy_work().spend(SECONDS_A_WORD)
+        await handshakes().spend(SECONDS_A_WORD)
         if not has_begun:
             self._check_presence()
         return data
@@ -91,12 +101,17 @@ class TlsStream(trio.abc.Stream):
         """
         self.transport = transport
         self._options = options
-        self._is_server = server_hostname is None
-        self._tls: Any = trio.SSLStream(
-            transport, context, server_hostname=server_hostname, server_side=self._is_server, https_compatible=False
-        )
+        self._context = context
+        self._server_hostname = server_hostname
+        self._tls: Any = None
+        """Made for the handshake: of those that flood most have left before."""
         self._is_ready = False
         self._sending = 0
+
+    @property
+    def cannot_shake_hands(self) -> bool:
+        """True where the peer has left before its handshake: there is nobody to answer."""
+        return not self._is_ready and getattr(self.transport, "has_peer_left", False)
 
     async def do_handshake(self) -> None:
         """Shake hands, which reading and sending do too where it was not done before.
@@ -108,13 +123,21 @@ class TlsStream(trio.abc.Stream):
         if self._is_ready:
             await trio.lowlevel.checkpoint()
             return
+        is_server = self._server_hostname is None
+        if self._tls is None:
+            self._tls = trio.SSLStream(
+                _PacedStream(self.transport) if is_server else self.transport,
+                self._context,
+                server_hostname=self._server_hostname,
+                server_side=is_server,
+                https_compatible=False,
+            )
         timeout = self._options.handshake_timeout
         with trio.move_on_after(timeout):
             try:
-                if self._is_server:
-                    self._tls.transport_stream = _PacedStream(self.transport)
                 await self._tls.do_handshake()
                 self._tls.transport_stream = self.transport
+                self._tls._estimated_receive_size = _READ_SIZE  # or it never takes more than it did first
             except trio.BrokenResourceError as exc:
                 if isinstance(exc.__cause__, ssl.SSLError):
                     await self._send_alert()
@@ -140,7 +163,7 @@ class TlsStream(trio.abc.Stream):
                 pass
 
     def _check_name(self) -> None:
-        if not (self._is_server and self._options.allowed_names):
+        if not (self._server_hostname is None and self._options.allowed_names):
             return
         names = names_of(self._tls.getpeercert() or {})
         if not {name.lower() for name in names} & {name.lower() for name in self._options.allowed_names}:
@@ -165,14 +188,28 @@ class TlsStream(trio.abc.Stream):
         if not self._is_ready:
             await self.do_handshake()
         try:
-            return bytes(await self._tls.receive_some(max_bytes))
+            data = await self._tls.receive_some(max_bytes)
         except trio.BrokenResourceError as exc:
             raise trio.BrokenResourceError(reason_of(exc)) from exc
+        return b"".join([data, *self._records_at_hand((max_bytes or _READ_SIZE) - len(data))]) if data else b""
+
+    def _records_at_hand(self, most: int) -> Iterator[bytes]:
+        """Read more records, as far as they have come; trio's own reading has one in each pass of the event loop."""
+        tls: Any = getattr(self._tls, "_ssl_object", None)
+        for _ in range(_MOST_RECORDS if tls is not None else 0):
+            try:
+                data = tls.read(most) if most > 0 else b""
+            except ssl.SSLError:  # nothing is left, or what the next one to read is told
+                return
+            if not data:
+                return
+            most -= len(data)
+            yield data
 
     async def aclose(self) -> None:
         """Say goodbye and close; without the goodbye where the peer takes nothing."""
         if not self._is_ready or self._sending:  # half a record is out: nothing can follow it
-            await trio.aclose_forcefully(self._tls)
+            await trio.aclose_forcefully(self.transport)
             return
         with trio.move_on_after(GOODBYE_TIMEOUT):
             await self._tls.aclose()
