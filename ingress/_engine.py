@@ -11,21 +11,23 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import attrs
 
+from ._chunk_size import estimate_size
 from ._failures import describe_failure
 from ._text import printable
 from ._threads import iterate_in_thread
+from ._typed import Typed
 from .abc import Context, Engine
-from .errors import GenerateError, InvalidArgument, StartupError
-from .wire.codec import converter
+from .bodies import SMALL_BODY, work_in_turn
+from .errors import GenerateError, StartupError
 from .wire.records import EndpointId
 
-Structure = Callable[[Any], Any]
 FunctionT = TypeVar("FunctionT", bound=Callable[..., AsyncIterable[Any]])
 
 _MARK = "__ingress_bidirectional__"
@@ -143,12 +145,24 @@ class _Call:
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self._takes_context = _takes_context(function)
-        self._structure = _structure_for(function)
-        self._start = _starter(function)
+        self._typed = _typed_for(function)
+        self._starter = _starter(function)
 
     def __call__(self, request: Any, context: Context) -> AsyncIterable[Any]:
-        typed = self._structure(request) if self._structure is not None else request
-        return self._start(typed, context) if self._takes_context else self._start(typed)
+        if self._typed is None:
+            return self._start(request, context)
+        if (size := estimate_size(request)) <= SMALL_BODY:
+            return self._start(self._typed.structure(request), context)
+        return self._start_typed(self._typed, request, size, context)
+
+    def _start(self, request: Any, context: Context) -> AsyncIterable[Any]:
+        return self._starter(request, context) if self._takes_context else self._starter(request)
+
+    async def _start_typed(self, typed: Typed[Any], request: Any, size: int, context: Context) -> AsyncIterator[Any]:
+        request = await work_in_turn(partial(typed.structure, request), size)
+        async with aclosing(as_async_generator(self._start(request, context))) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
 
 class CheckedEngine(Engine):
@@ -283,42 +297,12 @@ def _describe(function: Callable[..., Any]) -> str:
     return f"{place}{name}{signature}"
 
 
-def _structure_for(function: Callable[..., Any]) -> Structure | None:
-    """Return how a request becomes the annotated attrs class, or None where there is no such annotation."""
+def _typed_for(function: Callable[..., Any]) -> Typed[Any] | None:
+    """Return what makes the annotated attrs class of a request, or None where there is no such annotation."""
     try:
         hints = typing.get_type_hints(_called(function))
         names = list(inspect.signature(function).parameters)
     except Exception:  # an annotation that cannot be evaluated is the author's own business
         return None
     wanted = hints.get(names[0]) if names else None
-    if not isinstance(wanted, type) or not attrs.has(wanted):
-        return None
-    structure = converter().get_structure_hook(wanted)
-    return lambda request: structured(structure, request, wanted)
-
-
-def structured(structure: Callable[[Any, Any], Any], request: Any, wanted: type) -> Any:
-    """Make a typed request of a decoded body.
-
-    Raises:
-        InvalidArgument: it is not of that type; the text names the fields.
-    """
-    try:
-        return structure(request, wanted)
-    except Exception as exc:
-        from cattrs import transform_error
-
-        # A class that checks itself in the project's own words is quoted.
-        if isinstance(exc, BaseExceptionGroup) and (own := exc.subgroup(InvalidArgument)) is not None:
-            raise InvalidArgument("; ".join(map(str, _leaves(own)))) from exc
-        # Its lines read "invalid value for type, expected int @ request.messages[0].role".
-        complaints = transform_error(exc, path="request")
-        raise InvalidArgument("; ".join(complaints[:5]) or f"request is no {wanted.__name__}: {exc}") from exc
-
-
-def _leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
-    for each in group.exceptions:
-        if isinstance(each, BaseExceptionGroup):
-            yield from _leaves(each)
-        else:
-            yield each
+    return Typed(wanted) if isinstance(wanted, type) and attrs.has(wanted) else None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import trio
 
@@ -50,24 +51,42 @@ async def decode_body(decode: Callable[[bytes], T], body: bytes) -> tuple[T, int
         what was decoded, and the bytes of memory that it takes, None of a smaller one, at which nobody has looked. A
         large one is weighed in its thread, before the next is decoded, so that never more than two are not counted yet.
     """
+    if len(body) <= SMALL_BODY:
+        return decode(body), None
     if len(body) <= LARGE_BODY:
-        if len(body) <= SMALL_BODY:
-            return decode(body), None
-        work = heavy_work()
-        await work.wait_turn(len(body) * SECONDS_A_BYTE)
+        return await work_in_turn(partial(decode, body), len(body)), None
+    return await work_in_turn(partial(_decode_and_weigh, decode, body), len(body))
+
+
+async def work_in_turn(work: Callable[[], T], size: int) -> T:
+    """Do work that takes as long as a body of so many bytes: in its turn, and what is large in a thread.
+
+    Raises what it raises. Cancelled while in a thread it leaves that to end by itself.
+    """
+    if size <= LARGE_BODY:
+        account = heavy_work()
+        await account.wait_turn(size * SECONDS_A_BYTE)
         began = clock()
         try:
-            return decode(body), None
+            return work()
         finally:
-            work.spent += clock() - began
-    is_huge = len(body) > _HUGE_BODY
+            account.spent += clock() - began
+    is_huge = size > _HUGE_BODY
     line = _lines.get()[is_huge]
-    job = _Decoding(decode, body, trio.lowlevel.current_trio_token() if is_huge else None)
+    job = _Job(work, trio.lowlevel.current_trio_token() if is_huge else None)
+    del work
     async with line.turn:
-        # Nobody waits for a decoder whose caller has gone: it ends by itself, and keeps its place until then.
+        # Nobody waits for a thread whose caller has gone: it ends by itself, and keeps its place until then.
         await trio.to_thread.run_sync(job.run, limiter=line.thread, abandon_on_cancel=True)
-    value: T = job.result()
-    return value, job.weight
+    return job.result()
+
+
+def _decode_and_weigh(decode: Callable[[bytes], T], body: bytes) -> tuple[T, int]:
+    value, weight = decode(body), 0
+    for step in weigh_in_steps(value, len(body)):
+        weight = step
+        end_step()
+    return value, weight
 
 
 def is_wait_expected(size: int) -> bool:
@@ -89,46 +108,41 @@ class _Line:
 _lines = PerRun("ingress body decoders", lambda: (_Line(), _Line()))
 
 
-class _Decoding:
-    """What a thread is to decode, and what came of it.
+class _Job(Generic[T]):
+    """What a thread is to do, and what came of it.
 
     trio's own frames round a call in a thread refer to each other, so that what they hold stays until a garbage
-    collection: they hold this, and this gives the body and the result away.
+    collection: they hold this, and this gives the work and its result away.
     """
 
-    def __init__(self, decode: Callable[[bytes], Any], body: bytes, loop: trio.lowlevel.TrioToken | None) -> None:
-        self._decode = decode
-        self._body = body
+    def __init__(self, work: Callable[[], T], loop: trio.lowlevel.TrioToken | None) -> None:
+        self._work: Callable[[], T] | None = work
         self._loop = loop
-        self._value: Any = None
-        self.weight = 0
+        self._value: list[T] = []
         self._error: Exception | None = None
 
     def run(self) -> None:
         """In the thread, which has a context of its own."""
         if self._loop is not None:
             between_steps.set(self._let_loop_run)
+        work, self._work = self._work, None
         try:
-            self._value = self._decode(self._body)
-            for weight in weigh_in_steps(self._value, len(self._body)):
-                self.weight = weight
-                end_step()
+            if work is not None:
+                self._value.append(work())
         except Exception as exc:
             self._error = exc
-        self._body = b""
 
     def _let_loop_run(self) -> None:
         """Wait until every task that can go on has had a turn."""
         with contextlib.suppress(trio.RunFinishedError, trio.Cancelled):
             trio.from_thread.run(trio.lowlevel.cancel_shielded_checkpoint, trio_token=self._loop)
 
-    def result(self) -> Any:
+    def result(self) -> T:
         """In the event loop, once."""
-        value, self._value = self._value, None
         error, self._error = self._error, None
         try:
             if error is not None:
                 raise error
-            return value
+            return self._value.pop()
         finally:
             del error

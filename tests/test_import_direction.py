@@ -45,7 +45,7 @@ TABLE: tuple[tuple[str, ...], ...] = (
     ("_chunk_size", "_request_memory", "_rotation", "_stray_messages", "_stream_limits"),
     ("handover",),
     ("_logging", "_response_writer", "_threads", "_tracing", "abc", "_collectors", "_failures"),
-    ("_context", "_dialled", "_engine_end", "bodies", "_request_log", "otel", "tls"),
+    ("_context", "_dialled", "_engine_end", "_typed", "bodies", "_request_log", "otel", "tls"),
     ("_open_doors", "_token"),
     ("metrics",),
     (

@@ -7,8 +7,10 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
+from .._chunk_size import estimate_size
 from .._engine import CheckedEngine, as_async_generator
 from ..abc import Context
+from ..bodies import work_in_turn
 from .card import TEXT_TYPES, ModelCard
 from .requests import read_text_request, read_tokens_request
 from .text import TextAnswer
@@ -37,7 +39,7 @@ def _adapter(
     engine: CheckedEngine, begin: Callable[[Any, Context], TextAnswer | TokensAnswer]
 ) -> Callable[[Any, Context], AsyncIterable[Any]]:
     async def generate(request: Any, context: Context) -> AsyncIterator[Any]:
-        answer = begin(request, context)
+        answer = await work_in_turn(partial(begin, request, context), estimate_size(request))
         async with aclosing(as_async_generator(engine.generate(request, context))) as chunks:
             async for yielded in chunks:
                 chunk = answer.chunk(yielded)

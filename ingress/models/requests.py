@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 
 from attrs import field, frozen
 
-from .._engine import structured
+from .._typed import Typed
 from ..errors import InvalidArgument
-from ..wire.codec import converter
 
 RequestT = TypeVar("RequestT", bound="ChatRequest | CompletionRequest | TokensRequest")
+
+# Made when the first request of their kind comes: cattrs takes its time to be imported.
+_TYPED: dict[type, Typed[Any]] = {}
 
 
 def _between(least: float, most: float | None = None) -> Any:
@@ -211,5 +213,8 @@ def read_tokens_request(request: Any) -> TokensRequest:
 
 
 def _read(request: Any, wanted: type[RequestT]) -> RequestT:
-    read: RequestT = structured(converter().get_structure_hook(wanted), request, wanted)
+    typed = _TYPED.get(wanted)
+    if typed is None:
+        typed = _TYPED[wanted] = Typed(wanted)
+    read: RequestT = typed.structure(request)
     return read

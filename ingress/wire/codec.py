@@ -10,6 +10,7 @@ path: measured at ten times the cost of msgspec (docs/design.md).
 
 from __future__ import annotations
 
+import functools
 import gc
 import marshal  # noqa: TID251 - writes only, and what it has written is thrown away
 import math
@@ -271,19 +272,20 @@ def _uncollected(decode: Callable[[bytes], Any], body: bytes) -> Any:
 
 # -- cattrs ----------------------------------------------------------------------------------------------------------
 
-_converter: cattrs.Converter | None = None
 
+@functools.cache
+def converter(*, is_brief: bool = False) -> cattrs.Converter:
+    """Return the project's one cattrs converter: strict about types it is told, silent about fields it is not.
 
-def converter() -> cattrs.Converter:
-    """Return the project's one cattrs converter: strict about types it is told, silent about fields it is not."""
-    global _converter
-    if _converter is None:
-        from cattrs.preconf.msgspec import make_converter  # 60 ms of imports that a plain worker does not need
+    Args:
+        is_brief: one that stops at the first thing that is wrong, and does not say where it stands.
+    """
+    from cattrs.preconf.msgspec import make_converter  # 60 ms of imports that a plain worker does not need
 
-        _converter = make_converter()
-        for kind in (bool, int, float, str):
-            _converter.register_structure_hook(kind, _exactly)
-    return _converter
+    made = make_converter(detailed_validation=not is_brief)
+    for kind in (bool, int, float, str):
+        made.register_structure_hook(kind, _exactly)
+    return made
 
 
 def _exactly(value: Any, kind: Callable[[Any], Any]) -> Any:
