@@ -69,6 +69,32 @@ async def test_who_has_much_to_do_keeps_another_caller_waiting_for_one_of_it() -
     assert worked.index("good") <= 3
 
 
+async def test_short_work_goes_before_long_and_leaves_it_half_of_the_time() -> None:
+    work = HeavyWork()
+    work.spent = 1.0
+    worked: list[str] = []
+
+    async def do_work(peer: str, what: str, seconds: float) -> None:
+        of_peer.set(peer)
+        await work.spend(seconds)
+        worked.append(what)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(200):
+            nursery.start_soon(do_work, f"10.0.0.{number}", "long", 5e-3)
+        await wait_all_tasks_parked(200, work)
+        for number in range(200):
+            nursery.start_soon(do_work, f"10.0.1.{number}", "short", 1e-4)
+    assert len(worked) == 400
+    last_short = max(at for at, what in enumerate(worked) if what == "short")
+    assert 200 <= last_short <= 220
+
+
+async def wait_all_tasks_parked(count: int, work: HeavyWork) -> None:
+    while len(work._expected) < count:
+        await trio.lowlevel.checkpoint()
+
+
 async def test_c13_a_large_body_of_another_caller_waits_for_one_of_a_crowd() -> None:
     decoded: list[str] = []
 
