@@ -379,6 +379,23 @@ async def test_records_of_a_byte_are_read_many_at_once_and_nothing_is_lost(autho
         assert [await server.receive_some(), await server.receive_some()] == [b"x", b""]
 
 
+async def test_two_may_close_a_stream_at_once(authority: Authority) -> None:
+    """Who hears the caller leave, and who has told it everything: one in twenty answers had logged a traceback."""
+    contexts, options = TlsContexts(authority.options()), authority.options()
+    ours, theirs = trio.testing.lockstep_stream_pair()
+    server = TlsStream(ours, contexts.server(), options)
+    client = TlsStream(theirs, contexts.client(), options, server_hostname="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.do_handshake)
+        await client.do_handshake()
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(server.aclose)
+        assert await client.receive_some() == b""
+    with pytest.raises(trio.ClosedResourceError):
+        await ours.send_all(b"x")
+
+
 async def test_who_speaks_no_tls_or_has_left_takes_no_turn_of_those_who_shake_hands(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

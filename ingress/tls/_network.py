@@ -105,7 +105,7 @@ class TlsStream(trio.abc.Stream):
         self._server_hostname = server_hostname
         self._tls: Any = None
         """Made for the handshake: of those that flood most have left before."""
-        self._is_ready = False
+        self._is_ready = self._is_closing = False
         self._sending = 0
 
     @property
@@ -207,11 +207,15 @@ class TlsStream(trio.abc.Stream):
             yield data
 
     async def aclose(self) -> None:
-        """Say goodbye and close; without the goodbye where the peer takes nothing."""
+        """Say goodbye and close; without the goodbye where the peer takes nothing. Who comes second does not wait."""
+        if self._is_closing:
+            await trio.lowlevel.checkpoint()
+            return
+        self._is_closing = True
         if not self._is_ready or self._sending:  # half a record is out: nothing can follow it
             await trio.aclose_forcefully(self.transport)
             return
-        with trio.move_on_after(GOODBYE_TIMEOUT):
+        with trio.move_on_after(GOODBYE_TIMEOUT), contextlib.suppress(trio.ClosedResourceError):
             await self._tls.aclose()
 
 
