@@ -164,12 +164,12 @@ class _Conversation:
                 return await self._stream.receive_some(_FIRST_READ_SIZE)
             logger.debug("request connection from %s idle for %g s, closing", self._peer_host, options.idle_timeout)
             return b""
-        is_part = decoder.announced_size > _FIRST_READ_SIZE
-        if is_part:
+        if decoder.announced_size > LARGE_FRAME:  # its parts are many
             self._begun_at += await _wait_to_read()
+        size = _READ_SIZE if decoder.announced_size > _FIRST_READ_SIZE else _FIRST_READ_SIZE
         deadline = self._begun_at + options.frame_timeout + decoder.announced_size / FRAME_BYTES_PER_SECOND
         with trio.move_on_at(deadline):
-            return await self._stream.receive_some(_READ_SIZE if is_part else _FIRST_READ_SIZE)
+            return await self._stream.receive_some(size)
         shared = self._shared
         shared.tallies.frames_refused["deadline"] += 1
         text = "%s sent no whole frame within %g s, closing"
