@@ -67,7 +67,8 @@ class LoopThread:
 
     async def join(self, seconds: float) -> bool:
         """Wait for its thread, in real time whatever clock trio runs on; tell whether it has ended."""
-        await trio.to_thread.run_sync(self._thread.join, seconds, abandon_on_cancel=True)
+        own = trio.CapacityLimiter(1)  # trio's may be in the hands of engines
+        await trio.to_thread.run_sync(self._thread.join, seconds, abandon_on_cancel=True, limiter=own)
         return not self._thread.is_alive()
 
     def death(self) -> EngineShutdown | None:
@@ -131,7 +132,10 @@ class LoopThread:
         self._is_armed = False  # before the look: who comes after it rings again
         while self._calls:
             function, arguments = self._calls.popleft()
-            function(*arguments)
+            try:
+                function(*arguments)
+            except Exception:  # those behind it are others' requests
+                logger.exception("internal error in the asyncio loop")
 
     def call_trio(self, function: Callable[..., object], *arguments: Any) -> None:
         """Have trio call a function soon; from any thread."""

@@ -175,7 +175,13 @@ class _Request:
         elif (death := self._thread.death()) is not None:
             self.handover.finish(death)  # a loop that is being closed runs what was queued, and cancels no new task
         else:
-            self._task = self._thread.loop.create_task(self._run(), context=self._variables)
+            running = self._run()
+            try:
+                self._task = self._thread.loop.create_task(running, context=self._variables)
+            except Exception as exc:  # of a task factory of the handler's
+                running.close()
+                self.handover.finish(exc)
+                return
             self._task.add_done_callback(self._on_done)
 
     async def _run(self) -> None:

@@ -18,13 +18,11 @@ from typing import Any, TypeVar
 
 import attrs
 
-from ._chunk_size import estimate_size
 from ._failures import describe_failure
 from ._text import printable
 from ._threads import iterate_in_thread
-from ._typed import Typed
+from ._typed import Typed, is_small, make_in_turn
 from .abc import Context, Engine
-from .bodies import SMALL_BODY, work_in_turn
 from .errors import GenerateError, StartupError
 from .wire.records import EndpointId
 
@@ -151,15 +149,15 @@ class _Call:
     def __call__(self, request: Any, context: Context) -> AsyncIterable[Any]:
         if self._typed is None:
             return self._start(request, context)
-        if (size := estimate_size(request)) <= SMALL_BODY:
+        if is_small(request):
             return self._start(self._typed.structure(request), context)
-        return self._start_typed(self._typed, request, size, context)
+        return self._start_typed(self._typed, request, context)
 
     def _start(self, request: Any, context: Context) -> AsyncIterable[Any]:
         return self._starter(request, context) if self._takes_context else self._starter(request)
 
-    async def _start_typed(self, typed: Typed[Any], request: Any, size: int, context: Context) -> AsyncIterator[Any]:
-        request = await work_in_turn(partial(typed.structure, request), size)
+    async def _start_typed(self, typed: Typed[Any], request: Any, context: Context) -> AsyncIterator[Any]:
+        request = await make_in_turn(partial(typed.structure, request), request)
         async with aclosing(as_async_generator(self._start(request, context))) as chunks:
             async for chunk in chunks:
                 yield chunk

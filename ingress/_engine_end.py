@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
-import logging
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import trio
 
-from ._failures import is_cancellation
-from ._text import quoted
+from ._failures import describe_failure, is_cancellation
+from .errors import GenerateError
 
-logger = logging.getLogger("ingress.engine")
+
+async def end_engine(
+    chunks: types.AsyncGeneratorType[Any, None] | None, own: int = 0
+) -> tuple[BaseException | None, GenerateError | None]:
+    """Let an engine clean up where it has not finished, and end the nurseries that it has entered and never left.
+
+    A task that ended with one would take its parent's nursery along, and with it the worker.
+
+    Args:
+        own: how many nurseries the task had entered before the engine.
+
+    Returns:
+        what its cleanup has raised, as far as it ends only its request; and what is to be told of a nursery left open.
+
+    Raises:
+        trio.Cancelled: the cleanup was cut, and not by a nursery of its own.
+    """
+    error: BaseException | None = None
+    cut: BaseException | None = None
+    if chunks is not None and chunks.ag_frame is not None:
+        try:
+            error = await close_engine(chunks)
+        except BaseException as exc:
+            cut = exc
+    left = await _end_nurseries_left_open(own)
+    if left is None and cut is not None:
+        try:
+            raise cut
+        finally:
+            del cut  # its traceback holds this frame
+    return error, left
 
 
 async def close_engine(chunks: types.AsyncGeneratorType[Any, None]) -> BaseException | None:
@@ -27,15 +57,11 @@ async def close_engine(chunks: types.AsyncGeneratorType[Any, None]) -> BaseExcep
     return None
 
 
-async def end_nurseries_left_open(own: int = 0) -> bool:
-    """End the nurseries that an engine has entered in this task and never left; tell whether there were any.
-
-    A task that ended with one would take its parent's nursery along, and with it the worker.
-
-    Args:
-        own: how many nurseries the task had entered before the engine.
-    """
+async def _end_nurseries_left_open(own: int) -> GenerateError | None:
     left = trio.lowlevel.current_task().child_nurseries[own:]
+    if not left:
+        return None
+    failures = []
     for nursery in reversed(left):
         nursery.cancel_scope.cancel()
         # trio has no public way to end a nursery for somebody else.
@@ -43,6 +69,14 @@ async def end_nurseries_left_open(own: int = 0) -> bool:
         manager._scope, manager._nursery = nursery.cancel_scope, nursery
         try:
             await manager.__aexit__(None, None, None)
-        except BaseException as exc:  # of its tasks; whoever is cancelled from outside is told at the next checkpoint
-            logger.debug("a nursery that was left open: %s", quoted(exc, 600))
-    return bool(left)
+        except BaseException as exc:  # whoever is cancelled from outside is told at the next checkpoint
+            failures += [describe_failure(each) for each in _leaves(exc) if not is_cancellation(each)]
+    return GenerateError("; ".join(["engine left a nursery open", *failures]))
+
+
+def _leaves(exc: BaseException) -> Iterator[BaseException]:
+    if not isinstance(exc, BaseExceptionGroup):
+        yield exc
+        return
+    for each in exc.exceptions:
+        yield from _leaves(each)

@@ -11,7 +11,7 @@ import trio
 
 from ._context import Ending, RequestContext
 from ._engine import as_async_generator
-from ._engine_end import close_engine, end_nurseries_left_open
+from ._engine_end import end_engine
 from ._failures import describe_failure, is_cancellation
 from ._pump import pump_response_stream
 from ._response import Response
@@ -83,39 +83,28 @@ class EngineRuns:
                 if chunks is not None and chunks.ag_frame is not None:
                     cleanup.shield = True
                     cleanup.deadline = trio.current_time() + self._cleanup_timeout
-                    failure = await _close(chunks, failure, context, response)
-                if await end_nurseries_left_open() and failure is None:
-                    failure = GenerateError("engine left a nursery open")
+                    if context.ending in (Ending.STOPPED, Ending.KILLED):
+                        await response.dial_back.close()  # the caller does not wait for the cleanup
+                error, left = await end_engine(chunks)
+                is_own = context.ending is None and (failure is None or is_cancellation(failure))
+                if left is not None and is_own:
+                    failure = left
+                elif error is not None and is_own and failure is not None:
+                    failure = error  # its own nursery had cancelled the pump, and says only now why
+                elif error is not None:
+                    _log_cleanup(context, error)
         except RuntimeError:  # of trio, as our scope ends: what the engine raises does not come here
             if failure is None:
                 failure = GenerateError("engine left a cancel scope open")
-        if cleanup.cancelled_caught:
+        if cleanup.cancel_called:
             text = "request %s: engine's cleanup cut after %g s"
             _log.log(logging.WARNING, "cleanup cut", text, quoted(context.id), self._cleanup_timeout)
-        if context.ending is not None and failure is not None and not _is_of_ending(failure):
+        if context.scope.cancel_called and failure is not None and not _is_of_ending(failure):
             _log_cleanup(context, failure)  # raised where it was cancelled; whoever asked has gone
         try:
             return failure
         finally:
             del failure  # its traceback holds this frame
-
-
-async def _close(
-    chunks: AsyncGeneratorType[Any, None],
-    failure: BaseException | None,
-    context: RequestContext,
-    response: Response,
-) -> BaseException | None:
-    """Let an unfinished engine clean up; returns what the request has failed by, which it may only say now."""
-    if context.ending in (Ending.STOPPED, Ending.KILLED):
-        await response.dial_back.close()  # the caller does not wait for the cleanup
-    error = await close_engine(chunks)
-    if error is None:
-        return failure
-    if failure is not None and context.ending is None and is_cancellation(failure):
-        return error  # its own nursery had cancelled the pump
-    _log_cleanup(context, error)
-    return failure
 
 
 def _is_of_ending(failure: BaseException) -> bool:

@@ -33,6 +33,10 @@ def signals_handled(handlers: Mapping[int, Handler]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def ignore_for_now(number: int, frame: FrameType | None) -> None:
+    """Do nothing yet, as a signal that means something later; SIG_IGN is what children of an engine would inherit."""
+
+
 def is_ctrl_c(exc: BaseException) -> bool:
     """Tell whether Ctrl-C has raised this: only Python's own handler raises anything, code may do so at any time."""
     return isinstance(exc, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -48,9 +52,9 @@ def leave_now(exit_code: int, last_words: Callable[[], None] = lambda: None) -> 
     def say_and_flush() -> None:
         with suppress(Exception):
             last_words()
-        if (logging := sys.modules.get("logging")) is not None:
-            logging.shutdown()
-        if sys.stdout is not None:
+        with suppress(Exception):  # it may be half imported
+            sys.modules["logging"].shutdown()
+        with suppress(Exception):
             sys.stdout.flush()
 
     with suppress(RuntimeError):  # the system has no more threads

@@ -20,6 +20,7 @@ import trio
 
 from ._logging import request_id_in
 from ._pump import resume_under_way
+from ._signals import ignore_for_now
 from ._text import printable
 
 logger = logging.getLogger("ingress.tasks")
@@ -45,7 +46,7 @@ async def dump_tasks_on_signal(*, task_status: trio.TaskStatus[None] = trio.TASK
     """
     number = getattr(signal, "SIGUSR1", None)
     # None is a handler that was not set from Python, as that of faulthandler.
-    if number is None or signal.getsignal(number) is not signal.SIG_DFL:
+    if number is None or signal.getsignal(number) not in (signal.SIG_DFL, ignore_for_now):
         task_status.started()
         return
     with trio.open_signal_receiver(number) as signals:

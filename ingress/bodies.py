@@ -58,10 +58,13 @@ async def decode_body(decode: Callable[[bytes], T], body: bytes) -> tuple[T, int
     return await work_in_turn(partial(_decode_and_weigh, decode, body), len(body))
 
 
-async def work_in_turn(work: Callable[[], T], size: int) -> T:
+async def work_in_turn(work: Callable[[], T], size: int, *, is_of_engine: bool = False) -> T:
     """Do work that takes as long as a body of so many bytes: in its turn, and what is large in a thread.
 
     Raises what it raises. Cancelled while in a thread it leaves that to end by itself.
+
+    Args:
+        is_of_engine: an engine's code has a part in it, and might take long: it keeps only its like waiting.
     """
     if size <= LARGE_BODY:
         account = heavy_work()
@@ -72,7 +75,7 @@ async def work_in_turn(work: Callable[[], T], size: int) -> T:
         finally:
             account.spent += clock() - began
     is_huge = size > _HUGE_BODY
-    line = _lines.get()[is_huge]
+    line = _lines.get()[2 if is_of_engine else is_huge]
     job = _Job(work, trio.lowlevel.current_trio_token() if is_huge else None)
     del work
     async with line.turn:
@@ -93,7 +96,10 @@ def is_wait_expected(size: int) -> bool:
     """Tell whether the body of a payload of so many bytes may have to wait until others have been decoded."""
     if size <= SMALL_BODY:
         return False
-    return heavy_work().is_wait_expected or any(line.turn.is_taken for line in _lines.get())
+    if heavy_work().is_wait_expected:
+        return True
+    # The body may be a little smaller than its payload, and stand in the other line.
+    return size > LARGE_BODY and any(line.turn.is_taken for line in _lines.get()[:2])
 
 
 class _Line:
@@ -104,8 +110,8 @@ class _Line:
         self.thread = trio.CapacityLimiter(1)
 
 
-# What large bodies wait for, and what huge ones do: each other, and not the threads of engines.
-_lines = PerRun("ingress body decoders", lambda: (_Line(), _Line()))
+# What large bodies wait for, what huge ones do, and typed requests: each other, and not the threads of engines.
+_lines = PerRun("ingress body decoders", lambda: (_Line(), _Line(), _Line()))
 
 
 class _Job(Generic[T]):

@@ -261,6 +261,36 @@ async def test_e07_cleanup_is_shielded_for_five_seconds_then_cut_and_logged_once
         )
 
 
+async def test_e06_a_nursery_left_open_at_a_yield_by_an_engine_whose_cleanup_is_cut_spares_the_worker(
+    autojump_clock: MockClock,
+) -> None:
+    async def inner() -> AsyncIterator[Any]:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            while True:
+                yield "x" * 100_000
+
+    kept: list[Any] = []
+
+    async def engine(request: Any) -> AsyncIterator[Any]:
+        if request == "alive?":
+            return
+        kept.append(inner())
+        try:
+            async for chunk in kept[-1]:
+                yield chunk
+        finally:
+            await trio.sleep(60)
+
+    async with open_stage(engine, network=slow_network()) as stage:
+        response = await stage.call(0)
+        await wait_all_tasks_blocked()
+        await response.send_word(ControlWord.KILL)
+        await trio.sleep(10)
+        stage.assert_nothing_left()
+        await stage.assert_alive()
+
+
 async def test_e07_what_a_cleanup_raises_where_the_engine_was_cancelled_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -376,9 +406,12 @@ async def test_an_engine_with_a_nursery_across_its_yields_can_be_killed(caplog: 
         assert caplog.records == []
 
 
+@pytest.mark.parametrize("is_awaiting", [False, True])
 @pytest.mark.parametrize("ending", ["returns", "raises", "is killed", "has a task that fails", "cancels it"])
 @pytest.mark.parametrize("left", ["nursery", "cancel scope", "both"])
-async def test_e06_what_an_engine_enters_and_never_leaves_ends_with_its_request(left: str, ending: str) -> None:
+async def test_e06_what_an_engine_enters_and_never_leaves_ends_with_its_request(
+    left: str, ending: str, is_awaiting: bool
+) -> None:
     children = 0
 
     async def child() -> None:
@@ -402,14 +435,20 @@ async def test_e06_what_an_engine_enters_and_never_leaves_ends_with_its_request(
             nursery.start_soon(child)
             nursery.start_soon(trio.sleep_forever)
             scope = nursery.cancel_scope
-        yield 1
-        if ending == "raises":
-            raise ValueError("of the engine")
-        if ending == "is killed":
-            await trio.sleep_forever()
-        if ending == "cancels it":
-            scope.cancel()
-            await trio.sleep(1)
+        try:
+            yield 1
+            if ending == "raises":
+                raise ValueError("of the engine")
+            if ending == "is killed":
+                await trio.sleep_forever()
+            if ending == "cancels it":
+                scope.cancel()
+                await trio.sleep(1)
+            if ending == "has a task that fails" and is_awaiting:
+                yield "x" * 100_000
+        finally:
+            if is_awaiting:
+                await trio.lowlevel.checkpoint()
 
     async with open_stage(engine) as stage:
         response = await stage.call(0)
@@ -422,7 +461,9 @@ async def test_e06_what_an_engine_enters_and_never_leaves_ends_with_its_request(
         else:
             said = await response.read_to_sentinel()
             assert said.is_whole
-            assert (said.items, len(said.errors)) == ([1], 1)
+            assert (said.items[:1], len(said.errors)) == ([1], 1)
+            if ending == "has a task that fails" and left != "cancel scope":
+                assert "ValueError: of a child" in said.errors[0].message
             assert stage.counted_ends() == {"generate": 1}
         assert children == 0
         await wait_all_tasks_blocked()

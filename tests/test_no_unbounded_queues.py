@@ -16,6 +16,7 @@ BOUNDED_ELSEWHERE = {
     ("ingress/handover.py", "_chunks"): "the other thread is held at its budget of bytes that nobody has taken",
     ("ingress/handover.py", "_ready"): "each handover stands in it once, and there is one for each admitted request",
     ("engines/_loop_thread.py", "_calls"): "a few for each admitted request; the loop empties it in one go",
+    ("ingress/_stray_messages.py", "unraisable"): "no more are put in than a hundred",
     ("ingress/_last_resort.py", "_orders"): "one for each signal to the process, from whoever may end it",
     ("ingress/_log_writer.py", "_lines"): "lines over the limit are dropped and counted",
     (

@@ -379,8 +379,9 @@ async def test_records_of_a_byte_are_read_many_at_once_and_nothing_is_lost(autho
         assert [await server.receive_some(), await server.receive_some()] == [b"x", b""]
 
 
-async def test_two_may_close_a_stream_at_once(authority: Authority) -> None:
+async def test_two_may_close_a_stream_at_once(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who hears the caller leave, and who has told it everything: one in twenty answers had logged a traceback."""
+    monkeypatch.setattr("ingress.tls._network.GOODBYE_TIMEOUT", 60)
     contexts, options = TlsContexts(authority.options()), authority.options()
     ours, theirs = trio.testing.lockstep_stream_pair()
     server = TlsStream(ours, contexts.server(), options)

@@ -11,7 +11,7 @@ import attrs
 import pytest
 
 from ingress._heavy_work import heavy_work
-from ingress._typed import Typed
+from ingress._typed import MANY_VALUES, Typed, count_values, is_small
 from ingress.errors import InvalidArgument
 
 from .raw_caller import open_stage
@@ -79,9 +79,25 @@ async def test_c13_one_of_middling_size_counts_as_heavy_work() -> None:
     async with open_stage(count_items) as stage:
         await stage.tell({"items": [1]})
         before = heavy_work().spent
-        said = await stage.tell({"items": [1] * 1900})  # under 4 KiB as it comes, 15 KB as it is estimated
+        said = await stage.tell({"items": [1] * 1900})  # under 4 KiB as it comes
         assert said.items == [1900]
         assert heavy_work().spent > before
+
+
+@pytest.mark.parametrize(
+    "items",
+    [[1, ["a"] * 10_000], [{}] * 10_000, [[1.5]] * 5000, [{"a": 1}] * 5000],
+    ids=["behind a number", "empty", "lists", "dicts"],
+)
+def test_c13_whatever_it_is_made_of_a_request_of_many_values_is_none_of_few(items: list[Any]) -> None:
+    """An estimate of bytes took a list by its first value, and had an end."""
+    assert not is_small({"items": items})
+    assert count_values({"items": items}, MANY_VALUES) == MANY_VALUES
+
+
+@pytest.mark.parametrize(("value", "count"), [(1, 1), ([], 1), ({"a": [1, 2]}, 4), ([(1, "x"), {}], 5)])
+def test_values_are_counted(value: Any, count: int) -> None:
+    assert count_values(value, 100) == count
 
 
 async def test_what_is_wrong_with_a_large_one_is_told_to_its_caller() -> None:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-from .._signals import ENDING, Handler, leave_now, signals_handled
+from .._signals import ENDING, Handler, ignore_for_now, leave_now, signals_handled
 
 # Names the line to the process that has started this one; see _parent_line.py.
 LINE_VARIABLE = "INGRESS_PROCESS_LINE"
@@ -42,16 +42,13 @@ def signals_from_the_start() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers: dict[int, Handler] = dict.fromkeys(ENDING, _ignore if LINE_VARIABLE in os.environ else _leave)
-    if hasattr(signal, "SIGHUP"):
-        handlers[signal.SIGHUP] = _ignore
+    handlers: dict[int, Handler] = dict.fromkeys(ENDING, ignore_for_now if LINE_VARIABLE in os.environ else _leave)
+    for name in ("SIGHUP", "SIGUSR1"):  # which a worker that serves reads its files by, and tells what it does
+        if (number := getattr(signal, name, None)) is not None:
+            handlers[number] = ignore_for_now
     with signals_handled(handlers):
         yield
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
     leave_now(128 + number)
-
-
-def _ignore(number: int, frame: FrameType | None) -> None:
-    """A handler and not SIG_IGN, which what an engine starts would inherit."""

@@ -7,10 +7,9 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-from .._chunk_size import estimate_size
 from .._engine import CheckedEngine, as_async_generator
+from .._typed import is_small, make_in_turn
 from ..abc import Context
-from ..bodies import work_in_turn
 from .card import TEXT_TYPES, ModelCard
 from .requests import read_text_request, read_tokens_request
 from .text import TextAnswer
@@ -39,7 +38,8 @@ def _adapter(
     engine: CheckedEngine, begin: Callable[[Any, Context], TextAnswer | TokensAnswer]
 ) -> Callable[[Any, Context], AsyncIterable[Any]]:
     async def generate(request: Any, context: Context) -> AsyncIterator[Any]:
-        answer = await work_in_turn(partial(begin, request, context), estimate_size(request))
+        make = partial(begin, request, context)
+        answer = make() if is_small(request) else await make_in_turn(make, request)
         async with aclosing(as_async_generator(engine.generate(request, context))) as chunks:
             async for yielded in chunks:
                 chunk = answer.chunk(yielded)

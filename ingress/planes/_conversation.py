@@ -235,12 +235,12 @@ class _Conversation:
         """Hand over a frame that is not taken, for its ack; its beginning may name a caller who understands none."""
         shared = self._shared
         start = bytearray(started.payload)
-        with trio.move_on_after(_START_WAIT):
+        with trio.move_on_after(_START_WAIT) as patience:
             while len(start) < wanted and (data := await self._stream.receive_some(_READ_SIZE)):
                 start += data
                 if len(start) > LARGE_FRAME and shared.incomplete.note(self._connection, len(start)) is not None:
                     break
-                await _wait_to_read()
+                patience.deadline += await _wait_to_read()
         shared.incomplete.note(self._connection, 0)
         if shared.turns.left <= 0:
             await shared.turns.wait(is_bulk=False)

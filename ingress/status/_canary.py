@@ -17,11 +17,10 @@ import trio
 
 from .._context import RequestContext
 from .._engine import as_async_generator
-from .._engine_end import close_engine, end_nurseries_left_open
+from .._engine_end import end_engine
 from .._failures import describe_failure, is_cancellation
 from .._text import printable
 from ..abc import Engine
-from ..errors import GenerateError
 from ..wire.messages import Annotated
 from ._health import EndpointHealth
 
@@ -105,9 +104,8 @@ class Canary:
             if chunks is not None:
                 cleanup.shield = True
                 cleanup.deadline = trio.current_time() + _CLEANUP_TIMEOUT
-                await close_engine(chunks)
-            if await end_nurseries_left_open(own) and failure is None:
-                failure = GenerateError("engine left a nursery open")
+            _, left = await end_engine(chunks, own)
+            failure = failure or left
         if failure is None:
             return
         if is_cancellation(failure):

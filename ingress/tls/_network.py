@@ -106,6 +106,8 @@ class TlsStream(trio.abc.Stream):
         self._tls: Any = None
         """Made for the handshake: of those that flood most have left before."""
         self._is_ready = self._is_closing = False
+        self._broken_by: ssl.SSLError | None = None
+        """What reading on behind good records has found, for who reads next."""
         self._sending = 0
 
     @property
@@ -187,6 +189,10 @@ class TlsStream(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         if not self._is_ready:
             await self.do_handshake()
+        if self._broken_by is not None:
+            broken = trio.BrokenResourceError()
+            broken.__cause__ = self._broken_by
+            raise trio.BrokenResourceError(reason_of(broken)) from self._broken_by
         try:
             data = await self._tls.receive_some(max_bytes)
         except trio.BrokenResourceError as exc:
@@ -199,7 +205,10 @@ class TlsStream(trio.abc.Stream):
         for _ in range(_MOST_RECORDS if tls is not None else 0):
             try:
                 data = tls.read(most) if most > 0 else b""
-            except ssl.SSLError:  # nothing is left, or what the next one to read is told
+            except (ssl.SSLWantReadError, ssl.SSLZeroReturnError):  # the goodbye is read again
+                return
+            except ssl.SSLError as exc:
+                self._broken_by = exc
                 return
             if not data:
                 return
