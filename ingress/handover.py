@@ -115,7 +115,7 @@ class Handover:
         Raises:
             BaseException: what :meth:`finish` was given, once everything has been taken.
         """
-        self._give_back()
+        self.give_back()
         chunks = self._chunks
         while True:
             is_finished = self.is_finished  # looked at before the chunks, for a last one may come in between
@@ -145,7 +145,8 @@ class Handover:
         is_wanted = not (self.is_closed or self.is_finished)
         return is_wanted and self._put_bytes - self._done_bytes >= self._max_bytes
 
-    def _give_back(self) -> None:
+    def give_back(self) -> None:
+        """Be done with what was taken last, as :meth:`take` is: there is room for as much."""
         self._done_bytes = self._taken_bytes
         if self._is_held:
             self._is_held = False

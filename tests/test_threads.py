@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import threading
 import time
@@ -142,7 +143,7 @@ async def test_a_late_wake_up_of_the_last_nap_does_not_disturb_the_next() -> Non
     go_on = threading.Event()
     async with aclosing(iterate_in_thread(engine)) as chunks:  # type: ignore[type-var]
         assert await anext(chunks) == 1
-        handover = chunks.ag_frame.f_locals["handover"]  # type: ignore[attr-defined]
+        handover = chunks.ag_frame.f_locals["running"]._handover  # type: ignore[attr-defined]
         async with trio.open_nursery() as nursery:
 
             async def disturb() -> None:
@@ -153,6 +154,63 @@ async def test_a_late_wake_up_of_the_last_nap_does_not_disturb_the_next() -> Non
 
             nursery.start_soon(disturb)
             assert await anext(chunks) == 2
+
+
+async def test_d07_a_caller_that_does_not_read_holds_no_thread_and_gets_everything_later() -> None:
+    """Two hundred and sixty had kept every blocking engine waiting for a minute."""
+    seen = contextvars.ContextVar("seen", default=0)
+    threads: set[int] = set()
+
+    def engine() -> Iterator[int]:
+        for number in range(1000):
+            assert seen.get() == number, "what it has set is there in whichever thread"
+            seen.set(number + 1)
+            threads.add(threading.get_ident())
+            yield number
+
+    slow = [iterate_in_thread(engine) for _ in range(3)]
+    for chunks in slow:
+        assert await anext(chunks) == 0
+    with trio.fail_after(20):
+        while _threads._limiter().borrowed_tokens:
+            await trio.sleep(0.001)
+        assert await collect(iterate_in_thread(lambda: iter("abc"))) == ["a", "b", "c"]
+        for chunks in slow:
+            assert [number async for number in chunks] == list(range(1, 1000))
+    assert _threads._limiter().borrowed_tokens == 0
+
+
+async def test_what_is_left_while_it_holds_no_thread_is_closed_in_one() -> None:
+    closed_in: list[int] = []
+
+    def engine() -> Iterator[int]:
+        try:
+            while True:
+                yield 1
+        finally:
+            closed_in.append(threading.get_ident())
+
+    chunks = iterate_in_thread(engine)
+    assert await anext(chunks) == 1
+    with trio.fail_after(20):
+        while _threads._limiter().borrowed_tokens:
+            await trio.sleep(0.001)
+        await aclosing(chunks).__aexit__(None, None, None)  # type: ignore[type-var]
+        while not closed_in or _threads._limiter().borrowed_tokens:
+            await trio.sleep(0.001)
+    assert closed_in != [threading.get_ident()]
+
+
+async def test_a_generator_that_fails_when_it_goes_on_says_so() -> None:
+    def engine() -> Iterator[int]:
+        yield from range(500)
+        raise ValueError("later")
+
+    chunks = iterate_in_thread(engine)
+    assert await anext(chunks) == 0
+    await trio.sleep(0.05)
+    with pytest.raises(ValueError, match="later"):
+        await collect(chunks)
 
 
 async def test_many_threads_deliver_everything_however_they_meet_the_loop() -> None:
