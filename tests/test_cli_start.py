@@ -241,7 +241,7 @@ def test_standard_descriptors_that_are_closed_are_nobody_elses(tmp_path: Path) -
         for descriptor in (0, 1, 2):
             assert Path(f"/proc/{process.pid}/fd/{descriptor}").readlink() == Path("/dev/null")
         process.terminate()
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(PATIENCE) in (0, 143)  # its record is there a moment before it serves
     finally:
         process.kill()
         process.wait()
