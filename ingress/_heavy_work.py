@@ -8,18 +8,22 @@ pass, and nobody else served for as long.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import trio
 
 from ._fair_line import FairLot
 from ._per_run import PerRun
 
+T = TypeVar("T")
+
 # Of such work in one pass of the event loop; what would begin later waits for the next.
 MAX_SECONDS_A_PASS = 0.01
 
-# What is expected to take no more goes first, with half of that time where longer work waits too: behind one body each
-# of five thousand addresses, small frames had waited for 14 s.
-LIGHT = 1e-3
+# Work that is expected to take no more goes first, with half of that time where longer work waits too: behind one body
+# each of five thousand addresses, small frames had waited for 14 s.
+MAX_SECONDS_OF_LIGHT = 1e-3
 
 clock = time.perf_counter
 
@@ -31,7 +35,7 @@ SECONDS_A_READ_BYTE = 2e-9
 class HeavyWork:
     """The account of one trio run, or of one kind of such work in it; for its tasks.
 
-    Whoever does such work waits for its turn first, and adds what it took to :attr:`spent`.
+    Whoever does such work lets :meth:`do` do it; where it is done elsewhere its time is told to :meth:`spend` first.
 
     Args:
         most: seconds of it in one pass.
@@ -48,6 +52,7 @@ class HeavyWork:
 
     @property
     def is_wait_expected(self) -> bool:
+        """True where work that came now would wait, for a pass or for others."""
         return self.spent > self._most or bool(self._light) or bool(self._long)
 
     async def wait_turn(self, expected: float = MAX_SECONDS_A_PASS) -> None:
@@ -63,13 +68,22 @@ class HeavyWork:
             trio.lowlevel.spawn_system_task(self._let_go)
         task = trio.lowlevel.current_task()
         self._expected[task] = expected
-        lot = self._light if expected <= LIGHT else self._long
+        lot = self._light if expected <= MAX_SECONDS_OF_LIGHT else self._long
         try:
             await lot.park()
             while self.spent > self._most:  # those before it took longer than they expected
                 await lot.park()
         finally:
             del self._expected[task]
+
+    async def do(self, work: Callable[[], T], expected: float = MAX_SECONDS_A_PASS) -> T:
+        """Do work in its turn, and count what it takes; raises what it raises."""
+        await self.wait_turn(expected)
+        began = clock()
+        try:
+            return work()
+        finally:
+            self.spent += clock() - began
 
     async def spend(self, seconds: float) -> None:
         """Wait for the turn of work that takes so many seconds, and count it."""

@@ -13,13 +13,14 @@ from __future__ import annotations
 import time
 import types
 from collections.abc import AsyncGenerator, Callable, Generator
+from functools import partial
 from types import FrameType
 from typing import Any
 
 import trio
 
 from ._chunk_size import estimate_size
-from ._heavy_work import clock, heavy_work
+from ._heavy_work import heavy_work
 from ._response_writer import ResponseWriter
 from .errors import GenerateError
 from .wire.codec import DEFAULT_MAX_RESPONSE_CHUNK
@@ -189,7 +190,7 @@ async def _encode_chunks(
             may_be_large = False
             if estimate_size(chunk) > LARGE_CHUNK:
                 _flush(writer, progress, on_chunks)
-                frame = await _encode_in_turn(item, chunk)
+                frame = await heavy_work().do(partial(item, chunk))
             else:
                 frame = item(chunk)
         else:
@@ -223,16 +224,6 @@ async def _encode_chunks(
         elif count == 1:
             _flush(writer, progress, on_chunks)
             await trio.lowlevel.checkpoint_if_cancelled()
-
-
-async def _encode_in_turn(item: Callable[[Any], bytes], chunk: Any) -> bytes:
-    work = heavy_work()
-    await work.wait_turn()
-    began = clock()
-    try:
-        return item(chunk)
-    finally:
-        work.spent += clock() - began
 
 
 def resume_under_way(frame: FrameType) -> Any:

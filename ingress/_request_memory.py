@@ -7,12 +7,13 @@ sizes of requests nor their number bound what all of them hold.
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from typing import Any
 
 import trio
 
 from ._checks import check_count
-from ._heavy_work import clock, heavy_work
+from ._heavy_work import heavy_work
 from ._memory_watermark import share_of_memory
 from ._shares import SharedBudget
 from ._weight import SECONDS_A_STEP, weigh_in_steps, worst_weight
@@ -114,10 +115,7 @@ class RequestMemory(SharedBudget):
             return worst
         work, steps, weight = heavy_work(), weigh_in_steps(value, size), 0
         while True:
-            await work.wait_turn(SECONDS_A_STEP)
-            began = clock()
-            step = next(steps, None)
-            work.spent += clock() - began
+            step = await work.do(partial(next, steps, None), SECONDS_A_STEP)
             if step is None:
                 return weight
             weight = step

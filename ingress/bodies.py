@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import trio
 
 from ._fair_line import FairLine
-from ._heavy_work import clock, heavy_work
+from ._heavy_work import heavy_work
 from ._per_run import PerRun
 from ._weight import weigh_in_steps
 from .abc import ParsedRequest
@@ -67,13 +67,7 @@ async def work_in_turn(work: Callable[[], T], size: int, *, is_of_engine: bool =
         is_of_engine: an engine's code has a part in it, and might take long: it keeps only its like waiting.
     """
     if size <= LARGE_BODY:
-        account = heavy_work()
-        await account.wait_turn(size * SECONDS_A_BYTE)
-        began = clock()
-        try:
-            return work()
-        finally:
-            account.spent += clock() - began
+        return await heavy_work().do(work, size * SECONDS_A_BYTE)
     is_huge = size > _HUGE_BODY
     line = _lines.get()[2 if is_of_engine else is_huge]
     job = _Job(work, trio.lowlevel.current_trio_token() if is_huge else None)

@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from ingress import _pump, bodies
+from ingress import _heavy_work, bodies
 from ingress._fair_line import of_peer
 from ingress._heavy_work import MAX_SECONDS_A_PASS, HeavyWork, heavy_work
 from ingress._pump import LARGE_CHUNK
@@ -226,7 +226,7 @@ async def test_c13_bodies_that_are_whole_in_the_same_moment_are_decoded_one_a_pa
     size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four hundred of 200 KB, of empty maps, had kept the loop for 18 s and taken 5.7 GB."""
-    monkeypatch.setattr(bodies, "clock", a_slow_clock())  # small ones take longer than is expected
+    monkeypatch.setattr(_heavy_work, "clock", a_slow_clock())  # small ones take longer than is expected
     decoded: list[int] = []
 
     def decode(body: bytes) -> None:
@@ -300,7 +300,7 @@ async def test_c13_parts_of_large_frames_are_read_in_turns_in_which_addresses_co
 
 
 async def test_c13_a_body_that_cannot_be_decoded_has_taken_its_time_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "clock", a_slow_clock())
+    monkeypatch.setattr(_heavy_work, "clock", a_slow_clock())
 
     def decode(body: bytes) -> None:
         raise ValueError("no body")
@@ -370,7 +370,7 @@ async def test_d07_large_chunks_that_engines_yield_in_the_same_moment_are_encode
         looked_at.append(passes.count)
         return seconds()
 
-    monkeypatch.setattr(_pump, "clock", clock)
+    monkeypatch.setattr(_heavy_work, "clock", clock)
     go = trio.Event()
 
     async def engine() -> AsyncIterator[Any]:

@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from ingress import _memory_watermark, _request_memory
+from ingress import _heavy_work, _memory_watermark
 from ingress._admission import Admission
 from ingress._request_memory import LARGE_VALUE, SMALL_REQUEST, RequestMemory
 from ingress._weight import worst_weight
@@ -115,7 +115,7 @@ async def test_nobody_looks_at_a_request_while_there_is_room_and_a_text_counts_i
 
 
 async def test_others_run_while_a_long_request_is_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_request_memory, "clock", a_slow_clock())
+    monkeypatch.setattr(_heavy_work, "clock", a_slow_clock())
     memory = memory_of(1)
     turns = 0
 
