@@ -356,15 +356,21 @@ async def test_handshakes_that_wait_keep_no_reads_waiting_nor_the_other_way_roun
     assert not handshakes().is_wait_expected
 
 
-async def test_records_of_a_byte_are_read_many_at_once_and_nothing_is_lost(authority: Authority) -> None:
-    """A hundred connections that had sent such had kept the worker busy for minutes after they were gone."""
+async def shaken_hands(
+    authority: Authority, ours: trio.abc.Stream, theirs: trio.abc.Stream
+) -> tuple[TlsStream, TlsStream]:
     contexts, options = TlsContexts(authority.options()), authority.options()
-    ours, theirs = trio.testing.memory_stream_pair()
     server = TlsStream(ours, contexts.server(), options)
     client = TlsStream(theirs, contexts.client(), options, server_hostname="127.0.0.1")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.do_handshake)
         await client.do_handshake()
+    return server, client
+
+
+async def test_records_of_a_byte_are_read_many_at_once_and_nothing_is_lost(authority: Authority) -> None:
+    """A hundred connections that had sent such had kept the worker busy for minutes after they were gone."""
+    server, client = await shaken_hands(authority, *trio.testing.memory_stream_pair())
     sent = bytes(range(250)) + b"the end"
     for number in range(len(sent)):
         await client.send_all(sent[number : number + 1])
@@ -382,13 +388,8 @@ async def test_records_of_a_byte_are_read_many_at_once_and_nothing_is_lost(autho
 async def test_two_may_close_a_stream_at_once(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who hears the caller leave, and who has told it everything: one in twenty answers had logged a traceback."""
     monkeypatch.setattr("ingress.tls._network.GOODBYE_TIMEOUT", 60)
-    contexts, options = TlsContexts(authority.options()), authority.options()
     ours, theirs = trio.testing.lockstep_stream_pair()
-    server = TlsStream(ours, contexts.server(), options)
-    client = TlsStream(theirs, contexts.client(), options, server_hostname="127.0.0.1")
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(server.do_handshake)
-        await client.do_handshake()
+    server, client = await shaken_hands(authority, ours, theirs)
     async with trio.open_nursery() as nursery:
         for _ in range(2):
             nursery.start_soon(server.aclose)
