@@ -141,35 +141,12 @@ async def serve_until_signalled(
     Raises:
         StartupError: the worker cannot start.
     """
-    forced: list[int] = []
-    heard: list[int] = []
-    token = trio.lowlevel.current_trio_token()
     with single_exceptions_unwrapped(), LastResort(worker) as last_resort:
         async with trio.open_nursery() as nursery:
-
-            def drain(number: int) -> None:
-                logger.info("%s: draining; a second signal ends at once", signal.Signals(number).name)
-                worker.drain()
-
-            def force(number: int) -> None:
-                forced.append(number)
-                nursery.cancel_scope.cancel()
-                last_resort.expect_forced(number)
-
-            def hear(number: int, frame: FrameType | None) -> None:
-                # Decided here, once, for the loop and for the last resort: the loop itself may be what does not end.
-                is_first = not (heard or worker.is_draining or worker.is_loading)
-                if is_first:
-                    heard.append(number)
-                    last_resort.expect_drained()
-                    token.run_sync_soon(drain, number)
-                elif supervision is None:
-                    last_resort.expect_forced(number)
-                    token.run_sync_soon(force, number)
-
-            with signals_handled(dict.fromkeys(ENDING, hear)):
+            ending = _Ending(worker, last_resort, nursery.cancel_scope, is_supervised=supervision is not None)
+            with signals_handled(dict.fromkeys(ENDING, ending.hear)):
                 if supervision is not None:
-                    nursery.start_soon(supervision.serve, worker, force, last_resort)
+                    nursery.start_soon(supervision.serve, worker, ending.force, last_resort)
                 nursery.start_soon(_leave_when_stuck, worker, last_resort)
                 nursery.start_soon(give_back_freed_memory)
                 if hasattr(signal, "SIGHUP"):
@@ -182,9 +159,51 @@ async def serve_until_signalled(
                     if on_started is not None:
                         on_started(worker)
                 nursery.cancel_scope.cancel()
-    if forced:
-        return 128 + forced[0]
+    if ending.forced_by is not None:
+        return 128 + ending.forced_by
     return EXIT_CANCELLED_BY_DRAIN if worker.cancelled_by_drain else EXIT_CLEAN
+
+
+class _Ending:
+    """How a worker is told to end: by one signal, which drains, and by another, or a supervisor, which ends at once.
+
+    Args:
+        scope: what is cancelled to end at once.
+        is_supervised: only the supervisor ends at once.
+    """
+
+    def __init__(
+        self, worker: Worker, last_resort: LastResort, scope: trio.CancelScope, *, is_supervised: bool
+    ) -> None:
+        self.forced_by: int | None = None
+        """The signal that ended at once."""
+        self._worker = worker
+        self._last_resort = last_resort
+        self._scope = scope
+        self._is_supervised = is_supervised
+        self._is_heard = False
+        self._token = trio.lowlevel.current_trio_token()
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: decided here, once, for the loop and for the last resort; the loop may be what is stuck."""
+        if not (self._is_heard or self._worker.is_draining or self._worker.is_loading):
+            self._is_heard = True
+            self._last_resort.expect_drained()
+            self._token.run_sync_soon(self._drain, number)
+        elif not self._is_supervised:
+            self._last_resort.expect_forced(number)
+            self._token.run_sync_soon(self.force, number)
+
+    def force(self, number: int) -> None:
+        """End at once; from the loop only."""
+        if self.forced_by is None:
+            self.forced_by = number
+        self._scope.cancel()
+        self._last_resort.expect_forced(number)
+
+    def _drain(self, number: int) -> None:
+        logger.info("%s: draining; a second signal ends at once", signal.Signals(number).name)
+        self._worker.drain()
 
 
 async def _run_beside(beside: Callable[[Worker], Awaitable[None]], worker: Worker) -> None:
