@@ -13,10 +13,10 @@ from typing import Any
 import trio
 
 from ._checks import check_count
-from ._heavy_work import heavy_work
+from ._heavy_work import LARGE_BODY, heavy_work
 from ._memory_watermark import share_of_memory
 from ._shares import SharedBudget
-from ._weight import SECONDS_A_STEP, weigh_in_steps, worst_weight
+from ._weight import SECONDS_A_STEP, weigh, weigh_in_steps, worst_weight
 from .errors import RequestMemoryExhausted
 from .wire.two_part import DEFAULT_MAX_MESSAGE_SIZE
 
@@ -105,20 +105,12 @@ class RequestMemory(SharedBudget):
         _value, peer, weight = self._discarded.popleft()
         self.give_back(peer, weight)
 
-    async def weigh(self, value: Any, size: int) -> int:
-        """Return what a decoded value counts that came in so many bytes.
+    def has_room_for_worst(self, size: int) -> bool:
+        """Tell whether a value that came in so many bytes may count the worst that it can be, without a look at it.
 
-        While more than half is free nobody looks: it counts the worst that it can be, which costs nothing to tell.
+        So it is while more than half is free, for to tell that costs nothing.
         """
-        worst = worst_weight(size)
-        if self.held + worst <= self.half:
-            return worst
-        work, steps, weight = heavy_work(), weigh_in_steps(value, size), 0
-        while True:
-            step = await work.do(partial(next, steps, None), SECONDS_A_STEP)
-            if step is None:
-                return weight
-            weight = step
+        return self.held + worst_weight(size) <= self.half
 
 
 class HeldMemory:
@@ -171,8 +163,28 @@ class HeldMemory:
         Raises:
             RequestMemoryExhausted: there is no room, and nothing has changed.
         """
-        weight = await self._memory.weigh(value, size) if weight is None else max(int(weight), size)
+        if weight is not None:
+            weight = max(int(weight), size)
+        elif self._memory.has_room_for_worst(size):
+            weight = worst_weight(size)
+        elif size <= LARGE_BODY:
+            # In the turn in which it was decoded: of a thousand that waited for another, none would be counted yet.
+            weight = heavy_work().do_at_once(partial(weigh, value, size))
+        else:
+            weight = await self._weigh_in_turns(value, size)
         self.take(weight)
+        return weight
+
+    async def _weigh_in_turns(self, value: Any, size: int) -> int:
+        """Weigh what a shape has decoded by itself; it counts as the worst that it can be until then."""
+        worst, weight = worst_weight(size), 0
+        work, steps = heavy_work(), weigh_in_steps(value, size)
+        self.take_anyway(worst)
+        try:
+            while (step := await work.do(partial(next, steps, None), SECONDS_A_STEP)) is not None:
+                weight = step
+        finally:
+            self.give_back(worst)
         return weight
 
     async def settle(self, request: Any, size: int, weight: int | None) -> None:

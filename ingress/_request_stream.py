@@ -15,11 +15,11 @@ import trio
 from attrs import frozen
 
 from ._context import RequestContext
-from ._heavy_work import SECONDS_A_COPIED_BYTE, SECONDS_A_READ_BYTE, heavy_work
+from ._heavy_work import LARGE_BODY, SECONDS_A_COPIED_BYTE, SECONDS_A_READ_BYTE, heavy_work
 from ._request_memory import HeldMemory
 from ._stream_limits import DEFAULT_STREAM_LIMITS, FRAME_BYTES_PER_SECOND, StreamLimits
 from ._text import RateLimitedLogger, quoted
-from .bodies import LARGE_BODY, SECONDS_A_BYTE, SMALL_BODY, decode_body
+from .bodies import SECONDS_A_BYTE, SMALL_BODY, decode_body
 from .errors import RemoteProtocolError, RequestMemoryExhausted
 from .wire.messages import ControlWord
 from .wire.two_part import MessageKind, TwoPartDecoder, TwoPartMessage

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
-from .bodies import LARGE_BODY, work_in_turn
+from ._heavy_work import LARGE_BODY
+from .bodies import work_in_turn
 from .errors import InvalidArgument
 from .wire.codec import converter
 

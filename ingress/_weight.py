@@ -63,5 +63,13 @@ def weigh_in_steps(value: Any, size: int) -> Iterator[int]:
         values = chain.from_iterable(map(_values_of, containers))
 
 
+def weigh(value: Any, size: int) -> int:
+    """Return the last of :func:`weigh_in_steps`, at once."""
+    weight = 0
+    for step in weigh_in_steps(value, size):
+        weight = step
+    return weight
+
+
 def _values_of(container: Any) -> Iterable[Any]:
     return chain(container, container.values()) if type(container) is dict else container

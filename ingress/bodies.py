@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 import trio
 
 from ._fair_line import FairLine
-from ._heavy_work import heavy_work
+from ._heavy_work import LARGE_BODY, heavy_work
 from ._per_run import PerRun
 from ._weight import weigh_in_steps
 from .abc import ParsedRequest
@@ -19,10 +19,6 @@ from .wire.guards import between_steps, end_step
 from .wire.messages import RequestControlMessage
 
 T = TypeVar("T")
-
-# 32 MiB of JSON takes up to 0.7 s to check and decode, no more than 0.2 of it in one piece; a body of this size takes
-# some 5 ms.
-LARGE_BODY = 240 * 1024
 
 # Up to here a body takes 0.4 ms at the worst; larger ones are decoded in turns.
 SMALL_BODY = 4 * 1024

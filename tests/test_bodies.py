@@ -9,7 +9,8 @@ import msgspec
 import pytest
 import trio
 
-from ingress.bodies import LARGE_BODY, decode_body
+from ingress._heavy_work import LARGE_BODY
+from ingress.bodies import decode_body
 from ingress.errors import DeserializationError
 from ingress.wire import codec as codec_module
 from ingress.wire.codec import codec_named

@@ -13,12 +13,12 @@ from trio.testing import wait_all_tasks_blocked
 
 from ingress import _heavy_work, bodies
 from ingress._fair_line import of_peer
-from ingress._heavy_work import MAX_SECONDS_A_PASS, HeavyWork, heavy_work
+from ingress._heavy_work import LARGE_BODY, MAX_SECONDS_A_PASS, HeavyWork, heavy_work
 from ingress._pump import LARGE_CHUNK
 from ingress._request_stream import MAX_QUEUED_FRAMES
 from ingress._tallies import Tallies
 from ingress.abc import PlaneOptions, Push
-from ingress.bodies import LARGE_BODY, SMALL_BODY, decode_body
+from ingress.bodies import SMALL_BODY, decode_body
 from ingress.planes._connections import Connections
 from ingress.planes._conversation import Conversations
 from ingress.planes._incomplete import IncompleteFrames

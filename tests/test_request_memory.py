@@ -7,17 +7,18 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import assert_no_checkpoints, wait_all_tasks_blocked
 
 from ingress import _heavy_work, _memory_watermark
 from ingress._admission import Admission
+from ingress._heavy_work import LARGE_BODY, heavy_work
 from ingress._request_memory import LARGE_VALUE, SMALL_REQUEST, RequestMemory
 from ingress._weight import worst_weight
 from ingress.abc import AdmissionPolicy, Arrival, Load
 from ingress.errors import IngressError, Overloaded, RequestMemoryExhausted
 from ingress.wire.codec import codec_named
 
-from .passes import Passes, a_slow_clock
+from .passes import Passes, a_slow_clock, nobody_let_go
 from .raw_caller import Stage, open_stage, slow_network
 
 MIB = 1 << 20
@@ -109,14 +110,39 @@ def test_the_budget_is_a_quarter_of_the_memory(memory: int | None, most: int, mo
 async def test_nobody_looks_at_a_request_while_there_is_room_and_a_text_counts_its_length_then() -> None:
     memory = memory_of(1 << 20)
     text = "x" * 2000
-    assert await memory.weigh(text, 2000) == worst_weight(2000)
+    assert await memory.open("a").take_value(text, 2000, None) == worst_weight(2000)
     memory.open("a").take(1 << 19)
-    assert 2000 <= await memory.weigh(text, 2000) < 2100
+    assert 2000 <= await memory.open("a").take_value(text, 2000, None) < 2100
+
+
+async def test_c13_what_was_decoded_in_its_turn_counts_in_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 900 bodies of 237 kB that became whole together 760 had been decoded and not counted: 5 GB, and 2 allowed."""
+    memory = memory_of(64 * MIB)
+    memory.open("other").take(32 * MIB)
+    async with nobody_let_go(monkeypatch):
+        spent = heavy_work().spent
+        for size in (5000, LARGE_BODY):
+            with assert_no_checkpoints():
+                counted = await memory.open("a").take_value(["ab"] * (size // 8), size, None)
+            assert size <= counted < worst_weight(size)
+        assert heavy_work().spent > spent, "it takes its time all the same"
+
+
+async def test_c13_what_is_weighed_in_turns_counts_as_the_worst_until_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, size = memory_of(64 * MIB), LARGE_BODY + 1
+    memory.open("other").take(32 * MIB)
+    held = memory.open("a")
+    async with nobody_let_go(monkeypatch) as let_go, trio.open_nursery() as nursery:
+        nursery.start_soon(held.take_value, "x" * size, size, None)
+        await wait_all_tasks_blocked()
+        assert held.held == worst_weight(size)
+        let_go.set()
+    assert size <= held.held < 2 * size
 
 
 async def test_others_run_while_a_long_request_is_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_heavy_work, "clock", a_slow_clock())
-    memory = memory_of(1)
+    memory = memory_of(64 * MIB)
     turns = 0
 
     async def count() -> None:
@@ -127,7 +153,8 @@ async def test_others_run_while_a_long_request_is_weighed(monkeypatch: pytest.Mo
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(count)
-        await memory.weigh(["a text of forty letters, all of them plain"] * 100_000, 4_200_000)
+        held = memory.open("a")
+        await held.take_value(["a text of forty letters, all of them plain"] * 100_000, 4_200_000, None)
         nursery.cancel_scope.cancel()
     assert turns > 15
 

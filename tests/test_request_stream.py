@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ingress._context import Ending, RequestContext
+from ingress._heavy_work import LARGE_BODY
 from ingress._request_memory import HeldMemory, RequestMemory
 from ingress._request_stream import MAX_QUEUED_BYTES, MAX_QUEUED_FRAMES, RequestInput
 from ingress._weight import worst_weight
-from ingress.bodies import LARGE_BODY
 from ingress.errors import RequestMemoryExhausted
 from ingress.testing._memory import MemoryStream
 from ingress.wire.codec import codec_named
