@@ -31,6 +31,11 @@ _ANSWER_TIME = 0.25
 _LOOK_AGAIN = 1.0
 
 
+def longest_end(worker: Worker) -> float:
+    """Return the seconds from the beginning of a drain to the end of the process at the latest."""
+    return worker.linger + worker.drain_budget + GOODBYE_TIMEOUT + CLOSING_TIME + FORCED_EXIT_TIME
+
+
 class LastResort:
     """Ends the process when it is time, whatever its loop does. Entered in the loop's thread, as a context manager.
 
@@ -55,8 +60,7 @@ class LastResort:
 
     def expect_drained(self) -> None:
         """Have the process end with 4 if the loop is stuck when the bounds of a drain that begins now are over."""
-        bounds = self._worker.linger + self._worker.drain_budget + GOODBYE_TIMEOUT + CLOSING_TIME
-        self._orders.put((bounds + FORCED_EXIT_TIME - _ANSWER_TIME, EXIT_CANCELLED_BY_DRAIN))
+        self._orders.put((longest_end(self._worker) - _ANSWER_TIME, EXIT_CANCELLED_BY_DRAIN))
 
     def expect_forced(self, number: int) -> None:
         """Have it end within a second as by that signal, if it has not ended by itself."""
@@ -96,6 +100,9 @@ class LastResort:
                 stack = describe_stack(sys._current_frames().get(self._loop_thread))
                 logger.error("event loop stuck, leaving without it: %s", stack)
             stuck = ", ".join(quoted(context.id, 64) for context in list(self._worker.open_requests)[:20])
-            logger.error("engines do not end when cancelled, leaving without them: %s", stuck or "none known")
+            if self._worker.releasing.is_set():
+                logger.error("engines have not released what they hold in the time of the drain, leaving without them")
+            else:
+                logger.error("engines do not end when cancelled, leaving without them: %s", stuck or "none known")
 
         leave_now(exit_code, last_words)

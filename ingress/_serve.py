@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import trio
 
 from ._descriptors import raise_descriptor_limit
-from ._last_resort import EXIT_CANCELLED_BY_DRAIN, FORCED_EXIT_TIME, LastResort
+from ._last_resort import EXIT_CANCELLED_BY_DRAIN, FORCED_EXIT_TIME, LastResort, longest_end
 from ._process_memory import exempt_what_stays, give_back_freed_memory, give_back_large_blocks
 from ._signals import ENDING, signals_handled
 from ._task_tree import dump_tasks_on_signal
@@ -223,9 +223,18 @@ async def _reload_on_hangup(worker: Worker, *, task_status: trio.TaskStatus[None
 
 
 async def _leave_when_stuck(worker: Worker, last_resort: LastResort) -> None:
-    """End the process when requests outlive even their cancellation: engines that swallow or shield it."""
+    """End the process when engines hold it up, by what outlives its cancellation or while they release what they hold.
+
+    For that they have what is left of the time that a drain may take.
+    """
+    await worker.wait_draining()
+    latest = trio.current_time() + longest_end(worker)
     await worker.closing.wait()
-    await trio.sleep(CLOSING_TIME + FORCED_EXIT_TIME)
+    ends_at = trio.current_time() + CLOSING_TIME + FORCED_EXIT_TIME
+    with trio.move_on_at(ends_at):
+        await worker.releasing.wait()
+        ends_at = max(ends_at, latest)
+    await trio.sleep_until(ends_at)
     last_resort.leave(EXIT_CANCELLED_BY_DRAIN)
 
 

@@ -79,6 +79,8 @@ class Worker:
         self._life = Life()
         self.closing = trio.Event()
         """Set when the drain is over; what has not ended :data:`CLOSING_TIME` later is cancelled."""
+        self.releasing = trio.Event()
+        """Set when all requests have ended after it, and the engines release what they hold."""
         # -- where it is found, and how it is reached --
         discovery = options.discovery
         self._discovery = load_discovery(discovery) if isinstance(discovery, str) else discovery
@@ -232,6 +234,7 @@ class Worker:
                     for owner in self._owners.values():
                         await engines.enter_async_context(owner.lifespan())
                     await self._serve(task_status)
+                    self.releasing.set()
                 status_nursery.cancel_scope.cancel()
         finally:
             self._life.end()
@@ -265,9 +268,11 @@ class Worker:
             await record_nursery.start(self._discovery.serve_records, records)
             self._life.enter(Phase.SERVING)
             self.status.health.release(STARTING)
-            record_nursery.start_soon(self.status.serve_canaries)
+            # An engine may hold on to its canary: that must not hold up the drain, which ends before the plane.
+            canaries: trio.CancelScope = await plane_nursery.start(self.status.serve_canaries)
             task_status.started()
             await self._life.drain_requested.wait()
+            canaries.cancel()
             # Withdraw: done when the nursery has closed.
             record_nursery.cancel_scope.cancel()
 

@@ -266,7 +266,10 @@ class Engine(ABC):  # noqa: B024 - either method may be left out, so neither is 
 
     @asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
-        """Hold what the engine needs while a worker serves it: load before ``yield``, release after."""
+        """Hold what the engine needs while a worker serves it: load before ``yield``, release after.
+
+        A process that drains ends without an engine that has not released within linger and budget (docs/lifecycle.md).
+        """
         yield
 
     def trouble(self) -> str | None:

@@ -248,3 +248,45 @@ async def test_r03_r04_an_engine_that_swallows_its_cancellation_does_not_hold_th
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+SLOW_TO_RELEASE = """
+import contextlib, trio, ingress
+
+class Slow(ingress.Engine):
+    async def generate(self, request, context):
+        yield request
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self):
+        yield
+        print("releasing", flush=True)
+        with trio.CancelScope(shield=True):
+            await trio.sleep(%s)
+        print("released", flush=True)
+
+ingress.run(Slow(), linger=0.0, drain_budget=%s, on_started=lambda worker: worker.drain())
+"""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "budget", "exit_code", "said"),
+    [
+        pytest.param(2.5, 30, 0, "releasing\nreleased\n", id="within the time of the drain"),
+        pytest.param(3600, 0.1, 4, "releasing\n", id="for ever"),
+    ],
+)
+async def test_r04_engines_release_what_they_hold_in_what_is_left_of_the_time_of_the_drain(
+    seconds: float, budget: float, exit_code: int, said: str, tmp_path: Path
+) -> None:
+    """Whatever it was, they had been cut after 1.5 s."""
+    with trio.fail_after(30):
+        ended = await trio.run_process(
+            [sys.executable, "-c", SLOW_TO_RELEASE % (seconds, budget)],
+            env={**os.environ, "DYN_FILE_KV": str(tmp_path)},
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+        )
+    assert (ended.returncode, ended.stdout.decode()) == (exit_code, said)
+    assert (b"engines have not released what they hold" in ended.stderr) == (exit_code == 4)

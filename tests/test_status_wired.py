@@ -106,6 +106,30 @@ async def test_no_canary_is_sent_when_requests_are_refused(autojump_clock: MockC
         assert not is_ready(stage)
 
 
+async def test_r04_an_engine_that_holds_on_to_its_canary_holds_up_no_drain(autojump_clock: MockClock) -> None:
+    """It had stopped the drain before its first phase, for ever."""
+    let_go = trio.Event()
+
+    async def generate(request: Any) -> AsyncIterator[Any]:
+        if request == CANARY:
+            with trio.CancelScope(shield=True):
+                await let_go.wait()
+        yield request
+
+    async with open_stage(generate, status=PROBED, linger=2.0, drain_budget=60.0) as stage:
+        await trio.sleep(3)
+        assert not is_ready(stage)
+        assert (await stage.tell("good")).is_whole
+        began = trio.current_time()
+        stage.worker.drain()
+        with trio.fail_after(10):
+            await stage.worker.closing.wait()
+        assert trio.current_time() - began == 2.0
+        assert not stage.worker.releasing.is_set(), "the engine is at work"
+        let_go.set()
+        await stage.worker.releasing.wait()
+
+
 async def test_o03_hostile_clients_of_the_pages_delay_no_chunk() -> None:
     """One engine streams in lockstep with its caller while a hundred connections do their worst beside it."""
 

@@ -131,9 +131,12 @@ class WorkerStatus:
                 report = _BoundReport(self, task_status)
                 await serve_status(make_app(self._pages()), host=options.host, port=options.port, task_status=report)
 
-    async def serve_canaries(self) -> None:
-        """Probe until cancelled; from when the engines have started until requests are refused."""
+    async def serve_canaries(
+        self, *, task_status: trio.TaskStatus[trio.CancelScope] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Probe until cancelled, from outside or by the scope that it reports; then it takes as long as engines do."""
         async with trio.open_nursery() as nursery:
+            task_status.started(nursery.cancel_scope)
             for canary in self._canaries:
                 nursery.start_soon(canary.serve)
 
