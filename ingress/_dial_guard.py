@@ -9,6 +9,7 @@ import functools
 import re
 import socket
 from collections.abc import Collection
+from functools import partial
 
 import trio
 
@@ -23,8 +24,9 @@ from .wire.messages import MAX_SUBJECT, ConnectionInfo, StreamAddress, StreamTyp
 # Subjects of released callers are UUIDs.
 _SUBJECT = re.compile(rf"[A-Za-z0-9._:-]{{1,{MAX_SUBJECT}}}")
 
-# Look-ups run in threads; slow ones must not take those of engines.
-_MAX_LOOKUPS = 8
+# Look-ups run in threads of their own, not to take those of engines; one that is given up keeps its thread until the
+# resolver answers.
+_MAX_LOOKUPS = 32
 
 # Allowed pairs of an address and the peer that named it.
 _MAX_REMEMBERED = 1024
@@ -99,8 +101,8 @@ class DialGuard:
             ResponseStreamError: unknown, or an answer is not allowed.
         """
         try:
-            async with self._lookups:
-                found = await trio.socket.getaddrinfo(name.host, name.port, type=socket.SOCK_STREAM)
+            find = partial(socket.getaddrinfo, name.host, name.port, type=socket.SOCK_STREAM)
+            found = await trio.to_thread.run_sync(find, abandon_on_cancel=True, limiter=self._lookups)
         except OSError as exc:
             raise ResponseStreamError(f"dial-back name {name.host} cannot be looked up: {exc}") from exc
         ends = [(str(end[0]).partition("%")[0], int(end[1])) for _, _, _, _, end in found]

@@ -1,14 +1,17 @@
 """How many dial-backs may be pending, whose turn it is, and which addresses are not to be tried now.
 
 Pending is a dial that was not connected at once, as nearly all are on the same machine. Of those a peer and an address
-have their shares. Dials to addresses that have answered before go first and have turns that others cannot take, so that
-who names silent addresses keeps waiting only those who have never been reached either.
+have their shares; of those who wait each caller has the next turn in its turn. Dials to addresses that have answered
+before go first and have turns that others cannot take, so that who names silent addresses keeps waiting only those who
+have never been reached either; who has answered and does no more is taken for one of these for a while.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Hashable, Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from functools import partial
+from itertools import chain
 
 import trio
 
@@ -27,6 +30,9 @@ MAX_PENDING_DIALS_TO_NEW_ADDRESS = 8
 # The part of all turns, and of a peer's, that only addresses that have answered get.
 _RESERVED = 1 / 4
 
+# The part of all turns that only callers get who have none.
+_SPARED = 1 / 4
+
 # What a dial is given once another address waits for its turn. A lost SYN is sent again after a second.
 HURRIED_TIMEOUT = 1.5
 
@@ -43,6 +49,10 @@ _PATIENCE_WITH_NEW, _PATIENCE = 0.25, 1.5
 MAX_FAILURES = 64
 FAILURE_WINDOW = 1.0
 
+# Where a dial was not answered, answers of the same host do not count for so long: it could earn turns for hundreds of
+# dials with a few answers, and leave them all.
+DOUBT_TIME = 60.0
+
 # Addresses that failed lately, and such that have answered; beyond it the one that did first is forgotten.
 _MAX_REMEMBERED = 1024
 _MAX_ANSWERED = 4096
@@ -52,11 +62,12 @@ class DialLimits:
     """The dials of one worker; for its event loop."""
 
     def __init__(self) -> None:
-        self._all = _Share(MAX_PENDING_DIALS, _RESERVED)
+        self._all = _Share(MAX_PENDING_DIALS, _RESERVED, _SPARED)
         self._shares: dict[Hashable, _Share] = {}
         self._failures: dict[SocketAddress, _Failures] = {}
         self._answered: OrderedDict[Hashable, None] = OrderedDict()
         self._last_answered: Hashable = None
+        self._doubted: OrderedDict[str, float] = OrderedDict()  # by caller: until when
 
     @property
     def is_idle(self) -> bool:
@@ -98,7 +109,7 @@ class DialLimits:
         """Tell whether one more had too long to wait."""
         if not self._shares:
             return False
-        has_answered = target in self._answered
+        has_answered = self.has_answered(target)
         patience = _PATIENCE if has_answered else _PATIENCE_WITH_NEW
         latest = trio.current_time() - patience
         peer = caller_of(peer_host or "")
@@ -123,8 +134,12 @@ class DialLimits:
     # -- addresses -----------------------------------------------------------------------------------------------------
 
     def has_answered(self, target: Hashable) -> bool:
-        """Tell whether the last dial to it that has ended was a good one, as far as that is remembered."""
-        return target in self._answered
+        """Tell whether the last dial to it that has ended was a good one, as far as that is remembered and counts."""
+        if target not in self._answered:
+            return False
+        if not self._doubted or not isinstance(target, SocketAddress):
+            return True
+        return self._doubted.get(caller_of(target.host), 0.0) <= trio.current_time()
 
     def record_answer(self, target: Hashable) -> None:
         """Note that a dial has succeeded."""
@@ -148,11 +163,19 @@ class DialLimits:
         self._last_answered = None
         if address is None:
             return
+        if is_silent:
+            self._doubt(caller_of(address.host))
         failures = self._failures.pop(address, None) or _Failures()
         self._failures[address] = failures
         failures.add(MAX_FAILURES if is_silent else 1, trio.current_time())
         while len(self._failures) > _MAX_REMEMBERED:
             del self._failures[next(iter(self._failures))]
+
+    def _doubt(self, caller: str) -> None:
+        self._doubted[caller] = trio.current_time() + DOUBT_TIME
+        self._doubted.move_to_end(caller)
+        if len(self._doubted) > _MAX_REMEMBERED:
+            self._doubted.popitem(last=False)
 
     def is_failing(self, address: SocketAddress) -> bool:
         """Tell whether the address is to be refused now."""
@@ -164,14 +187,14 @@ class DialLimits:
 class Turn:
     """The right to dial, in the shares that it counts against."""
 
-    __slots__ = ("_keys", "_limits", "_scope", "_started_at", "shares", "taken", "target", "waits_since")
+    __slots__ = ("_keys", "_limits", "_scope", "_started_at", "peer", "shares", "taken", "target", "waits_since")
 
     def __init__(self, limits: DialLimits, peer_host: str | None, target: Hashable) -> None:
         self.target = target
         self.waits_since = 0.0
         self.taken = 0
         self._limits = limits
-        peer = caller_of(peer_host or "")
+        self.peer = peer = caller_of(peer_host or "")
         self._keys: tuple[Hashable, Hashable] = ((peer, target), peer)
         most = MAX_PENDING_DIALS_OF_PEER_TO_ADDRESS if self.is_to_answered else MAX_PENDING_DIALS_TO_NEW_ADDRESS
         self.shares = (
@@ -229,26 +252,31 @@ class Turn:
 class _Share:
     """What pending dials of one kind have in common, while there are any."""
 
-    __slots__ = ("_first", "_holders", "_most", "_others", "_reserved", "users")
+    __slots__ = ("_first", "_holders", "_most", "_of_peers", "_others", "_reserved", "_spared", "users")
 
-    def __init__(self, most: int, reserved: float = 0.0) -> None:
+    def __init__(self, most: int, reserved: float = 0.0, spared: float = 0.0) -> None:
         self.users = 0
         self._most = most
         self._reserved = round(most * reserved)
+        self._spared = round(most * spared)
         self._holders: dict[Turn, None] = {}
+        self._of_peers: Counter[str] = Counter()
         # Those who wait: whose addresses have answered, and the others.
-        self._first: OrderedDict[Turn, trio.Event] = OrderedDict()
-        self._others: OrderedDict[Turn, trio.Event] = OrderedDict()
+        self._first = _Line()
+        self._others = _Line()
 
     def take_nowait(self, turn: Turn) -> bool:
-        if self._line(turn.is_to_answered) or not self._has_room(turn.is_to_answered):
+        is_to_answered = turn.is_to_answered
+        if self._line(is_to_answered).is_waited_in_by(turn.peer) or not self._has_room(
+            turn.peer, is_to_answered=is_to_answered
+        ):
             return False
-        self._holders[turn] = None
+        self._take(turn)
         return True
 
     async def wait(self, turn: Turn) -> None:
-        line, woken = self._line(turn.is_to_answered), trio.Event()
-        line[turn] = woken
+        line = self._line(turn.is_to_answered)
+        woken = line.add(turn)
         turn.waits_since = trio.current_time()
         is_crowded = self.is_crowded
         for holder in self._holders:
@@ -260,13 +288,16 @@ class _Share:
             if turn in self._holders:  # handed over, and cancelled in the same moment
                 self.give_back(turn)
             else:
-                line.pop(turn, None)
+                line.discard(turn)
             raise
         if turn not in self._holders:
             raise ResponseStreamError("its address has left another dial-back unanswered")
 
     def give_back(self, turn: Turn) -> None:
         del self._holders[turn]
+        self._of_peers[turn.peer] -= 1
+        if not self._of_peers[turn.peer]:
+            del self._of_peers[turn.peer]
         self._hand_on()
 
     def widen(self, most: int) -> None:
@@ -277,8 +308,8 @@ class _Share:
     def dissolve(self) -> None:
         """Send away those who wait."""
         for line in (self._first, self._others):
-            while line:
-                line.popitem()[1].set()
+            while (found := line.pop(lambda _: True)) is not None:
+                found[1].set()
 
     @property
     def is_crowded(self) -> bool:
@@ -292,25 +323,72 @@ class _Share:
     def is_long(self, is_to_answered: bool, latest: float) -> bool:
         """Tell whether the line is too long for one more, its first having waited since ``latest`` or before."""
         line = self._line(is_to_answered)
-        return len(line) >= MAX_LINE and _first_of(line).waits_since <= latest
+        return len(line) >= MAX_LINE and next(iter(line)).waits_since <= latest
 
-    def _line(self, is_to_answered: bool) -> OrderedDict[Turn, trio.Event]:
+    def _line(self, is_to_answered: bool) -> _Line:
         return self._first if is_to_answered else self._others
 
-    def _has_room(self, is_to_answered: bool) -> bool:
-        return len(self._holders) < (self._most if is_to_answered else self._most - self._reserved)
+    def _has_room(self, peer: str, *, is_to_answered: bool) -> bool:
+        most = self._most if is_to_answered else self._most - self._reserved
+        return len(self._holders) < (most - self._spared if self._of_peers[peer] else most)
+
+    def _take(self, turn: Turn) -> None:
+        self._holders[turn] = None
+        self._of_peers[turn.peer] += 1
 
     def _hand_on(self) -> None:
         for is_to_answered in (True, False):
             line = self._line(is_to_answered)
-            while line and self._has_room(is_to_answered):
-                turn, woken = line.popitem(last=False)
-                self._holders[turn] = None
+            while (found := line.pop(partial(self._has_room, is_to_answered=is_to_answered))) is not None:
+                turn, woken = found
+                self._take(turn)
                 woken.set()
 
 
-def _first_of(turns: Iterable[Turn]) -> Turn:
-    return next(iter(turns))
+class _Line:
+    """Who waits for a turn: of each caller in the order in which they came, and of the callers one after the other."""
+
+    __slots__ = ("_count", "_of_peers")
+
+    def __init__(self) -> None:
+        self._of_peers: dict[str, OrderedDict[Turn, trio.Event]] = {}  # the caller who is next stands first
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Turn]:
+        return chain.from_iterable(self._of_peers.values())
+
+    def is_waited_in_by(self, peer: str) -> bool:
+        return peer in self._of_peers
+
+    def add(self, turn: Turn) -> trio.Event:
+        """Begin to wait; the event comes with the turn."""
+        woken = trio.Event()
+        self._of_peers.setdefault(turn.peer, OrderedDict())[turn] = woken
+        self._count += 1
+        return woken
+
+    def discard(self, turn: Turn) -> None:
+        """Wait no more, for who still does."""
+        turns = self._of_peers.get(turn.peer)
+        if turns and turns.pop(turn, None) is not None:
+            self._count -= 1
+            if not turns:
+                del self._of_peers[turn.peer]
+
+    def pop(self, has_room: Callable[[str], bool]) -> tuple[Turn, trio.Event] | None:
+        """Return who is next of those callers for whom there is room, None where there is none."""
+        for peer, turns in self._of_peers.items():
+            if has_room(peer):
+                turn, woken = turns.popitem(last=False)
+                self._count -= 1
+                del self._of_peers[peer]
+                if turns:
+                    self._of_peers[peer] = turns
+                return turn, woken
+        return None
 
 
 class _Failures:

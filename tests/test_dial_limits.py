@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from typing import Any
@@ -12,7 +13,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ingress._dial_guard import DialGuard
-from ingress._dial_limits import CROWDED_TIMEOUT, HURRIED_TIMEOUT, DialLimits
+from ingress._dial_limits import CROWDED_TIMEOUT, DOUBT_TIME, HURRIED_TIMEOUT, DialLimits
 from ingress._dial_policy import DialPolicy
 from ingress._network import TcpNetwork
 from ingress.errors import DialBackRefused
@@ -115,17 +116,83 @@ async def test_d05_an_address_that_has_answered_has_48_of_64_turns_until_it_is_s
     turns[0].note_failure(ADDRESS, is_silent=True)
     assert not limits.has_answered(ADDRESS) and limits.is_failing(ADDRESS)
     turns[1].note_answer()
-    assert limits.has_answered(ADDRESS) and not limits.is_failing(ADDRESS)
+    assert not limits.is_failing(ADDRESS)
 
 
 async def test_d05_256_dials_are_pending_at_most_and_192_of_them_to_new_addresses() -> None:
     limits = DialLimits()
-    taken = [limits.take_turn_nowait(f"peer {number % 8}", number) for number in range(400)]
-    assert sum(turn is not None for turn in taken) == 192
+
+    def take(numbers: range) -> int:
+        """A dial of a caller of its own each."""
+        return sum(limits.take_turn_nowait(f"peer {number}", number) is not None for number in numbers)
+
+    assert take(range(400)) == 192
     for number in range(400, 600):
         limits.record_answer(number)
-    taken = [limits.take_turn_nowait(f"another {number % 8}", number) for number in range(400, 600)]
-    assert sum(turn is not None for turn in taken) == 64
+    assert take(range(400, 600)) == 64
+
+
+async def test_d05_of_all_turns_a_quarter_is_for_callers_that_have_none() -> None:
+    limits = DialLimits()
+    for number in range(400):
+        limits.record_answer(number)
+    turns = [limits.take_turn_nowait(f"peer {number % 20}", number) for number in range(400)]
+    assert sum(turn is not None for turn in turns) == 192
+    assert all(limits.take_turn_nowait(f"good {number}", number) is not None for number in range(64))
+    assert limits.take_turn_nowait("good 64", 64) is None
+
+
+async def test_d05_callers_that_wait_have_the_next_turn_one_after_the_other(autojump_clock: MockClock) -> None:
+    """Twenty that had let their listeners' queues fill had kept everybody with a way of 20 ms waiting for 3 s."""
+    limits = DialLimits()
+    order: list[str] = []
+
+    async def dial(peer: str, target: int, seconds: float) -> None:
+        turn = await limits.take_turn(peer, target)
+        order.append(peer)
+        await trio.sleep(seconds)
+        turn.release()
+
+    async with trio.open_nursery() as nursery:
+        for number in range(500):
+            limits.record_answer(number)
+        for number in range(256):  # takes all
+            nursery.start_soon(dial, f"peer {number}", number, 1 + number / 1000)
+        await wait_all_tasks_blocked()
+        order.clear()
+        for number in range(300, 350):
+            nursery.start_soon(dial, "greedy", number, 10)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(dial, "good", 400, 10)
+    assert order.index("good") == 1
+
+
+async def test_d05_who_has_answered_and_does_no_more_has_not_answered_for_a_minute(autojump_clock: MockClock) -> None:
+    limits = DialLimits()
+    limits.record_answer(ADDRESS)
+    limits.record_answer(OTHER)  # another port of the same host
+    limits.record_failure(ADDRESS, ADDRESS, is_silent=True)
+    for _ in range(10):
+        assert not limits.has_answered(ADDRESS) and not limits.has_answered(OTHER)
+        await trio.sleep(DOUBT_TIME / 10)
+        limits.record_answer(ADDRESS)
+    assert limits.has_answered(ADDRESS) and limits.has_answered(OTHER)
+
+
+async def test_an_address_that_refuses_is_doubted_by_nobody() -> None:
+    limits = DialLimits()
+    limits.record_answer(OTHER)
+    limits.record_failure(ADDRESS, ADDRESS, is_silent=False)
+    assert limits.has_answered(OTHER)
+
+
+async def test_the_table_of_those_in_doubt_is_bounded() -> None:
+    limits = DialLimits()
+    for number in range(3000):
+        address = parse_address(f"127.1.{number // 250}.{number % 250}:5000")
+        limits.record_answer(address)
+        limits.record_failure(address, address, is_silent=True)
+    assert len(limits._doubted) == 1024
 
 
 async def test_d05_a_dial_is_given_up_sooner_once_another_address_waits_for_its_turn(
@@ -275,7 +342,7 @@ async def test_d05_dials_that_succeed_are_never_limited() -> None:
 
 async def test_a_turn_is_given_back_when_its_waiter_has_gone() -> None:
     limits = DialLimits()
-    turns = [await limits.take_turn(f"peer {number % 8}", number) for number in range(192)]
+    turns = [await limits.take_turn(f"peer {number}", number) for number in range(192)]
     for peer in ("peer 1", "another"):
         with trio.move_on_after(0) as scope:
             await limits.take_turn(peer, 0)
@@ -363,24 +430,25 @@ async def test_every_denial_is_counted_under_its_reason(address: str, reason: st
 # -- names -----------------------------------------------------------------------------------------------------------
 
 
-class Resolver(trio.abc.HostnameResolver):
-    """Answers with what it was given, and counts."""
+class Resolver:
+    """Answers with what it was given, and counts; what is slow answers nothing until it is let go."""
 
-    def __init__(self, *answers: list[str]) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> None:
         self.answers = list(answers)
         self.asked: list[str] = []
+        self.was_asked = threading.Event()
+        self.let_go = threading.Event()
+        monkeypatch.setattr("ingress._dial_guard.socket.getaddrinfo", self.getaddrinfo)
 
-    async def getaddrinfo(self, host: Any, port: Any, *rest: Any, **named: Any) -> Any:
-        self.asked.append(host.decode() if isinstance(host, bytes) else host)
-        if not self.answers:
-            raise socket.gaierror("unknown")
-        answers = self.answers.pop(0)
+    def getaddrinfo(self, host: str, port: int, *rest: Any, **named: Any) -> Any:
+        self.asked.append(host)
+        self.was_asked.set()
+        answers = self.answers.pop(0) if self.answers else []
         if answers == ["slow"]:
-            await trio.sleep_forever()
+            self.let_go.wait(60)
+        if answers in ([], ["slow"]):
+            raise socket.gaierror("unknown")
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (answer, port)) for answer in answers]
-
-    async def getnameinfo(self, sockaddr: Any, flags: int) -> Any:
-        raise NotImplementedError
 
 
 @pytest.mark.parametrize(
@@ -395,10 +463,10 @@ class Resolver(trio.abc.HostnameResolver):
     ],
 )
 async def test_d04_every_address_of_a_name_is_checked_and_the_checked_one_dialled(
-    answers: list[list[str]], is_answered: bool, autojump_clock: MockClock
+    answers: list[list[str]], is_answered: bool, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resolver = Resolver(*answers)
-    trio.socket.set_custom_hostname_resolver(resolver)
+    autojump_clock.autojump_threshold = 0.1  # what a thread takes
+    resolver = Resolver(monkeypatch, *answers)
     async with open_stage(echo, dial_policy=DialPolicy("peer", resolve_names=True), drain_budget=60) as stage:
         port = stage.caller.address.rpartition(":")[2]
         assert await ask(stage, f"caller.example:{port}") == ""
@@ -411,23 +479,46 @@ async def test_d04_every_address_of_a_name_is_checked_and_the_checked_one_dialle
             assert stage.errors() == {"response_stream": 1}
             assert len(stage.worker._network.connects) == 1
         assert resolver.asked == ["caller.example"]
+        resolver.let_go.set()
 
 
-async def test_d03_a_name_at_a_port_that_no_address_may_have_is_refused_without_a_look_at_it() -> None:
-    resolver = Resolver(["127.0.0.1"])
-    trio.socket.set_custom_hostname_resolver(resolver)
+async def test_d04_look_ups_that_nobody_answers_take_no_thread_of_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolver = Resolver(monkeypatch, *[["slow"]] * 40)
+    guard = DialGuard(DialPolicy("any", resolve_names=True))
+    threads = trio.to_thread.current_default_thread_limiter()
+
+    async def look_up(number: int) -> None:
+        with trio.move_on_after(0.2):
+            await guard.resolve("10.0.0.9", HostName(f"n{number}.example", 5000))
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            for number in range(40):
+                nursery.start_soon(look_up, number)
+        assert threads.borrowed_tokens == 0
+        assert await trio.to_thread.run_sync(lambda: "an engine's") == "an engine's"
+    assert len(resolver.asked) == 32, "given up, they keep their threads until they are answered"
+    resolver.let_go.set()
+
+
+async def test_d03_a_name_at_a_port_that_no_address_may_have_is_refused_without_a_look_at_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resolver = Resolver(monkeypatch, ["127.0.0.1"])
     async with open_stage(echo, dial_policy=DialPolicy("any", resolve_names=True)) as stage:
         assert await ask(stage, "caller.example:22") == REFUSED
         assert denied(stage) == {"reserved": 1}
     named = DialPolicy("any", allow=["127.0.0.1/32"], resolve_names=True)
     async with open_stage(echo, dial_policy=named) as stage:
         assert await ask(stage, "caller.example:22") == ""
+        assert await trio.to_thread.run_sync(resolver.was_asked.wait, 20)
     assert resolver.asked == ["caller.example"]
 
 
-async def test_d03_no_name_is_looked_up_by_default() -> None:
-    resolver = Resolver(["127.0.0.1"])
-    trio.socket.set_custom_hostname_resolver(resolver)
+async def test_d03_no_name_is_looked_up_by_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resolver = Resolver(monkeypatch, ["127.0.0.1"])
     async with open_stage(echo) as stage:
         assert await ask(stage, "caller.example:5000") == REFUSED
     assert resolver.asked == []
