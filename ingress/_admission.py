@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict
 import trio
 
 from ._descriptors import StreamDescriptors
-from ._failures import describe_failure
+from ._failures import describe_failure, must_pass
 from ._memory_watermark import MemoryWatermark
 from ._request_memory import SMALL_REQUEST, HeldMemory, RequestMemory
 from ._text import RateLimitedLogger, printable
@@ -152,7 +152,9 @@ class Admission:
         if self._policy is not None and slot.arrival is not None:
             try:
                 self._policy.release(slot.arrival)
-            except Exception as exc:  # it ends nothing but the policy's own account
+            except BaseException as exc:  # it ends nothing but the policy's own account
+                if must_pass(exc):
+                    raise
                 self._log.log(
                     logging.ERROR, type(exc).__name__, "admission policy failed in release: %s", describe_failure(exc)
                 )
@@ -169,7 +171,9 @@ class Admission:
         except Overloaded as exc:
             self.rejected += 1
             raise Overloaded(printable(exc, _MAX_POLICY_TEXT)) from exc
-        except Exception as exc:
+        except BaseException as exc:
+            if must_pass(exc):
+                raise
             raise PolicyFailed(f"admission policy failed: {describe_failure(exc)}") from exc
 
 

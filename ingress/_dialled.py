@@ -17,6 +17,7 @@ from typing import Protocol
 import trio
 
 from ._descriptors import StreamDescriptors
+from ._failures import must_pass
 from ._network import TcpStream, close_now
 
 logger = logging.getLogger("ingress.dialback")
@@ -173,7 +174,9 @@ class DialledStreams:
             listener.end()
         except trio.BrokenResourceError as exc:
             listener.broke(exc)
-        except Exception:
+        except BaseException as exc:
+            if must_pass(exc):
+                raise
             logger.exception("internal error while hearing a caller")
         return False
 
@@ -194,7 +197,9 @@ class DialledStreams:
     async def _walled(self, serve: Callable[..., Awaitable[None]], *arguments: object) -> None:
         try:
             await serve(*arguments)
-        except Exception:
+        except BaseException as exc:
+            if must_pass(exc):
+                raise
             logger.exception("internal error while serving a dialled stream")
 
     # -- closing -------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import attrs
 
-from ._failures import describe_failure
+from ._failures import describe_failure, must_pass
 from ._text import printable
 from ._threads import iterate_in_thread
 from ._typed import Typed, is_small, make_in_turn
@@ -123,7 +123,9 @@ def trouble_of(engine: Engine) -> str | None:
     try:
         trouble = engine.trouble()
         return None if trouble is None else printable(trouble, 600)
-    except Exception as exc:
+    except BaseException as exc:
+        if must_pass(exc):
+            raise
         return f"trouble of {type(engine).__qualname__} cannot be told: {describe_failure(exc)}"
 
 

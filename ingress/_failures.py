@@ -6,6 +6,7 @@ import asyncio
 
 import trio
 
+from ._signals import is_ctrl_c
 from ._text import printable, quoted
 from .errors import (
     DialBackRefused,
@@ -42,6 +43,14 @@ def is_cancellation(exc: BaseException) -> bool:
     if isinstance(exc, BaseExceptionGroup):
         return exc.subgroup(trio.Cancelled) is not None
     return isinstance(exc, trio.Cancelled)
+
+
+def must_pass(exc: BaseException) -> bool:
+    """Tell whether an exception is for those outside: a cancellation, or Ctrl-C itself. No wall may keep it.
+
+    Everything else may be a plug-in's; what a panic in Rust raises, for one, is no Exception.
+    """
+    return is_cancellation(exc) or is_ctrl_c(exc)
 
 
 def error_event_of(failure: BaseException) -> ErrorEvent:

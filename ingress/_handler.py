@@ -16,7 +16,7 @@ from ._admission import Admission
 from ._context import Ending, OpenRequests, RequestContext
 from ._dialback import DialBacks
 from ._engine_run import DEFAULT_CLEANUP_TIMEOUT, EngineRuns
-from ._failures import error_event_of, is_cancellation
+from ._failures import error_event_of, is_cancellation, must_pass
 from ._fair_line import of_peer
 from ._ledger import OVERLOADED, QUEUE_DEADLINE, Ledger, error_type_of
 from ._logging import request_scope
@@ -221,7 +221,9 @@ class PushHandler:
         except RequestMemoryExhausted as exc:
             event = error_event_of(exc)
             self._ledger.refused_late(response, context, exc, OVERLOADED)
-        except Exception as exc:  # also what a shape did not mean to raise: the caller is told all the same
+        except BaseException as exc:  # also what a shape did not mean to raise: the caller is told all the same
+            if must_pass(exc):
+                raise
             event = error_event_of(exc)
             self._ledger.failed(response, context, exc, error_type_of(exc))
         # 3. How long the push was on its way.

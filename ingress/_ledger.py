@@ -102,7 +102,7 @@ class Ledger:
             context.span = None
 
 
-def error_type_of(failure: Exception) -> str:
+def error_type_of(failure: BaseException) -> str:
     """Return the label to count a shape's failure under; a third party's errors may have labels that nobody knows."""
     label = getattr(failure, "error_type", None)
     return label if label in ERROR_TYPES else "deserialization"

@@ -12,6 +12,7 @@ from attrs import frozen
 from ._context import RequestContext
 from ._dial_guard import DialTarget
 from ._dialback import DialBacks
+from ._failures import must_pass
 from ._push_gate import read_push
 from ._request_memory import RequestMemory
 from ._response import Response
@@ -65,7 +66,9 @@ class LegacyTeller:
             info, address = self._dial_backs.guard.check(
                 push.peer_host, control.id, control.connection_info, "response"
             )
-        except Exception:  # whatever it is, it has been counted and logged with the refusal itself
+        except BaseException as exc:  # whatever it is, it has been counted and logged with the refusal itself
+            if must_pass(exc):
+                raise
             return None
         self._pending += 1
         self._descriptors.held += 1
@@ -93,7 +96,9 @@ class LegacyTeller:
                         logger.info("refusal of %s not told: %s", quoted(context.id), quoted(exc, 600))
                 if response.is_whole:
                     dial_back.let_caller_close_first()
-        except Exception:  # the wall, as round every request
+        except BaseException as exc:  # the wall, as round every request
+            if must_pass(exc):
+                raise
             logger.exception("refusal of %s: internal error", quoted(context.id))
         finally:
             self._pending -= 1

@@ -15,6 +15,7 @@ import trio
 from attrs import frozen
 
 from ._context import RequestContext
+from ._failures import must_pass
 from ._heavy_work import LARGE_BODY, SECONDS_A_COPIED_BYTE, SECONDS_A_READ_BYTE, heavy_work
 from ._request_memory import HeldMemory
 from ._stream_limits import DEFAULT_STREAM_LIMITS, FRAME_BYTES_PER_SECOND, StreamLimits
@@ -124,7 +125,9 @@ class RequestInput(Generic[InputT]):
                 logging.WARNING, "overload", "request %s: no more of its input: %s", quoted(self._context.id), str(exc)
             )
             self._overload = str(exc)
-        except Exception as exc:  # also what a decode function did not mean to raise
+        except BaseException as exc:  # also what a decode function did not mean to raise
+            if must_pass(exc):
+                raise
             _log.log(
                 logging.WARNING,
                 "input",

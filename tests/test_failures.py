@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+import ingress
 from ingress._failures import describe_failure, error_event_of, is_cancellation, refusal_text
+from ingress.abc import Arrival, Dialer, Load, ParsedRequest
 from ingress.errors import (
     DeserializationError,
     DialBackRefused,
@@ -21,7 +23,8 @@ from ingress.errors import (
     Unavailable,
     UnsupportedTransport,
 )
-from ingress.wire.messages import ControlWord
+from ingress.wire.messages import ControlWord, RequestControlMessage
+from shapes import HeaderAndData
 
 from .raw_caller import open_stage, slow_network
 
@@ -469,3 +472,84 @@ async def test_e06_what_an_engine_enters_and_never_leaves_ends_with_its_request(
         await wait_all_tasks_blocked()
         stage.assert_nothing_left()
         await stage.assert_alive()
+
+
+async def test_e06_an_engine_that_is_woken_as_the_worker_leaves_is_not_blamed(caplog: pytest.LogCaptureFixture) -> None:
+    woken = trio.Event()
+
+    async def engine(request: Any) -> AsyncIterator[Any]:
+        yield 1
+        await woken.wait()
+        yield 2
+
+    async with open_stage(engine) as stage:
+        response = await stage.call()
+        await response.read_items(1)
+        woken.set()
+        for context in stage.worker.open_requests:
+            context.shut_down()
+        assert [error.kind for error in (await response.read_to_end()).errors] == ["EngineShutdown"]
+        await wait_all_tasks_blocked()
+    assert [line for line in caplog.messages if "engine failed" in line] == []
+
+
+# -- plug-ins --------------------------------------------------------------------------------------------------------
+
+
+class PanicException(BaseException):
+    """What extensions in Rust raise when they panic; no Exception, so that nobody takes it for one."""
+
+
+class Panicking(HeaderAndData, ingress.AdmissionPolicy):
+    """Panics at one place, for one request."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self._place = place
+
+    def _pass(self, place: str, request_id: str) -> None:
+        if (place, request_id) == (self._place, "evil"):
+            raise PanicException("of a plug-in")
+
+    def read_control(self, payload: bytes) -> RequestControlMessage:
+        control = super().read_control(payload)
+        self._pass("read_control", control.id)
+        return control
+
+    async def parse_and_build_request(
+        self, payload: bytes, control: RequestControlMessage, dialer: Dialer
+    ) -> ParsedRequest[Any]:
+        self._pass("parse", control.id)
+        return await super().parse_and_build_request(payload, control, dialer)
+
+    def admit(self, arrival: Arrival, load: Load) -> None:
+        self._pass("admit", arrival.control.id)
+
+    def release(self, arrival: Arrival) -> None:
+        self._pass("release", arrival.control.id)
+
+
+@pytest.mark.parametrize(
+    ("place", "ack"),
+    [
+        ("read_control", "Server unavailable: unreadable control message"),
+        ("admit", "Server unavailable: admission policy failed"),
+        ("parse", ""),
+        ("release", ""),
+    ],
+)
+async def test_e06_whatever_a_plug_in_raises_ends_its_request_only(place: str, ack: str) -> None:
+    """A panic in a policy or shape had ended the worker, and one while parsing had left the caller without a word."""
+    plug_in = Panicking(place)
+    async with open_stage(answer_one, shapes=[plug_in], admission=plug_in) as stage:
+        assert await stage.ask(stage.caller.payload("x", stage.caller.control(request_id="evil"))) == ack
+        if not ack:
+            with trio.fail_after(5):
+                said = await (await stage.caller.accept()).read_to_sentinel()
+            assert [error.message for error in said.errors] == ["PanicException: of a plug-in"] * (place == "parse")
+        await stage.assert_alive()
+        stage.assert_nothing_left()
+
+
+async def answer_one(request: Any) -> AsyncIterator[Any]:
+    yield 1

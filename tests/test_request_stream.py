@@ -443,9 +443,14 @@ async def test_an_engine_with_a_stop_grace_sees_its_input_end_and_what_was_queue
         assert (conversation.taken, conversation.end) == ([], "ended")
 
 
-async def test_a_decode_function_that_fails_in_its_own_way_is_a_kill() -> None:
+class PanicException(BaseException):
+    """As extensions in Rust raise it; no Exception, so that nobody takes it for one."""
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, PanicException])
+async def test_a_decode_function_that_fails_in_its_own_way_is_a_kill(kind: type[BaseException]) -> None:
     def decode(body: bytes) -> Any:
-        raise RuntimeError("a bug in a codec")
+        raise kind("a bug in a codec")
 
     async with open_conversation(decode=decode) as conversation:
         await conversation.caller.send_all(frame(1))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import trio
 
 from .._descriptors import present_descriptors, share_descriptors
+from .._failures import must_pass
 from .._hosts import join_host_port, routable_host
 from .._network import close_now
 from .._shares import share_of_peer
@@ -143,7 +144,9 @@ class TcpRequestPlane(RequestPlane):
             await self._conversations.hold(connection, receive)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             logger.debug("request connection from %s reset", peer_host)
-        except Exception:
+        except BaseException as exc:
+            if must_pass(exc):
+                raise
             logger.exception("request connection from %s: internal error", peer_host)
         finally:
             self._incomplete.note(connection, 0)
