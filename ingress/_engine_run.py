@@ -17,7 +17,7 @@ from ._pump import pump_response_stream
 from ._response import Response
 from ._text import RateLimitedLogger, quoted
 from .abc import Engine, IngressDispatch
-from .errors import GenerateError, PublishError
+from .errors import GenerateError, LocalProtocolError, PublishError
 from .metrics import RequestGuard, WorkHandlerMetrics
 
 logger = logging.getLogger("ingress.handler")
@@ -99,7 +99,7 @@ class EngineRuns:
         if cleanup.cancel_called:
             text = "request %s: engine's cleanup cut after %g s"
             _log.log(logging.WARNING, "cleanup cut", text, quoted(context.id), self._cleanup_timeout)
-        if context.scope.cancel_called and failure is not None and not _is_of_ending(failure):
+        if context.scope.cancel_called and failure is not None and not _is_of_ending(failure, context):
             _log_cleanup(context, failure)  # raised where it was cancelled; whoever asked has gone
         try:
             return failure
@@ -107,7 +107,9 @@ class EngineRuns:
             del failure  # its traceback holds this frame
 
 
-def _is_of_ending(failure: BaseException) -> bool:
+def _is_of_ending(failure: BaseException, context: RequestContext) -> bool:
+    if isinstance(failure, LocalProtocolError):  # it yields after the goodbye, in the pass in which it is cancelled
+        return context.ending is Ending.SHUT_DOWN
     return isinstance(failure, PublishError) or is_cancellation(failure)
 
 

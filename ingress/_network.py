@@ -22,6 +22,9 @@ from .errors import StartupError
 # A silent peer on a dead link is noticed after 60 + 4 * 15 seconds.
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 60, 15, 4
 
+# Milliseconds that the kernel can be told, 25 days; whoever has more patience has as much.
+_MAX_USER_TIMEOUT = 2**31 - 1
+
 # Unacknowledged bytes on a dead link are given up after this long. The kernel takes a peer that reads nothing for dead
 # as well, so that it must be more than any write-stall limit, which comes first and is counted.
 DEFAULT_USER_TIMEOUT = 63.0
@@ -327,4 +330,6 @@ def _set_keepalive(raw: socket.socket, user_timeout: float) -> None:
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(user_timeout * 1000))
+            raw.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(round(user_timeout * 1000), _MAX_USER_TIMEOUT)
+            )

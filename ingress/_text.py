@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import unicodedata
 
@@ -31,10 +32,7 @@ def escaped(text: str) -> str:
 def quoted(text: object, limit: int = CLIP) -> str:
     """Return the text printable, and in quotes where a part of it might be taken for a field of the log line."""
     shown = printable(text, limit)
-    return f'"{shown.replace(_QUOTE, _ESCAPED_QUOTE)}"' if "=" in shown else shown
-
-
-_QUOTE, _ESCAPED_QUOTE = '"', '\\"'
+    return json.dumps(shown, ensure_ascii=False) if "=" in shown else shown
 
 
 def _is_harmless(character: str) -> bool:

@@ -135,6 +135,12 @@ def test_a_text_line_has_utc_microseconds_a_padded_level_a_target_and_fields() -
     )
 
 
+@pytest.mark.parametrize("value", ["x\u3000status=completed", "x\u00a0y", "x\\", 'x\\" y="'])
+def test_o01_a_value_that_might_end_in_its_middle_is_quoted(value: str) -> None:
+    _, _, shown = text(record_of("m", fields={"name": value})).partition("name=")
+    assert json.loads(shown) == value
+
+
 @pytest.mark.parametrize(
     ("level", "shown"),
     [(TRACE, "TRACE"), (10, "DEBUG"), (20, " INFO"), (30, " WARN"), (40, "ERROR"), (50, "ERROR")],

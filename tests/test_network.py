@@ -152,6 +152,17 @@ async def test_a_connect_that_fails_or_is_cancelled_leaves_no_socket() -> None:
     assert len(list(descriptors.iterdir())) == before
 
 
+async def test_patience_that_no_kernel_has_is_no_reason_to_refuse_a_connection() -> None:
+    network = TcpNetwork(user_timeout=1e12)
+    async with (
+        await network.open_listener("127.0.0.1", 0) as listener,
+        await network.connect(*listener.address) as ours,
+        await listener.accept() as theirs,
+    ):
+        await ours.send_all(b"x")
+        assert await theirs.receive_some() == b"x"
+
+
 async def test_a_name_is_looked_up_while_others_run_and_its_addresses_are_tried_in_order() -> None:
     let_go, asked = trio.Event(), list[object]()
 

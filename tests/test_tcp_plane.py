@@ -24,7 +24,7 @@ from ingress._failures import refusal_text
 from ingress._network import TcpNetwork, TcpStream
 from ingress._tallies import Tallies
 from ingress.abc import PlaneOptions, Push
-from ingress.planes._turns import FRAMES_A_PASS, FRAMES_A_TURN
+from ingress.planes._turns import FRAMES_A_PASS, FRAMES_A_TURN, Turns
 from ingress.planes.tcp import TcpRequestPlane
 from ingress.testing import MemoryNetwork
 from ingress.wire.request_frame import AckDecoder, encode_request_frame
@@ -463,6 +463,27 @@ async def test_f14_f15_a_connection_that_never_sent_a_request_makes_room(
         assert served.tallies.connections_refused == {"limit": 2, "peer": 0, "silent": 2, "tls": 0}
         assert "closed to make room: it has sent no whole request" in caplog.text
         assert "internal error" not in caplog.text
+
+
+async def test_f14_what_has_made_room_while_it_waited_for_its_turn_is_not_taken(
+    mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody could have told its caller, who may have sent it to another worker since."""
+    monkeypatch.setattr("ingress.planes._turns.FRAMES_A_PASS", 0)
+    monkeypatch.setattr(Turns, "_let_go", lambda turns: None)
+    async with serve_plane(max_connections=1, max_connections_per_peer=1) as served:
+        slow = await served.connect()
+        await slow.send_all(frame("slow"))
+        for _ in range(20):
+            await trio.lowlevel.checkpoint()
+        mock_clock.jump(11)
+        quick = await served.connect()
+        assert await is_closed(slow)
+        monkeypatch.undo()
+        await quick.send_all(frame("quick"))
+        assert await read_acks(quick, 1) == [""]
+        await wait_all_tasks_blocked()
+        assert [push.path for push in served.receiver.pushes] == ["quick"]
 
 
 async def test_f15_a_large_first_request_on_its_way_does_not_make_room(mock_clock: MockClock) -> None:

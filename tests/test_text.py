@@ -20,7 +20,8 @@ from ingress._text import RateLimitedLogger, printable, quoted
         ('say "no"', 'say "no"'),
         ("a status=completed", '"a status=completed"'),
         ('x" status=ok "', '"x\\" status=ok \\""'),
-        ("a\nb=c", '"a\\nb=c"'),
+        ("a\nb=c", '"a\\\\nb=c"'),
+        ('x=\\" status=ok', '"x=\\\\\\" status=ok"'),
     ],
 )
 def test_o01_what_might_be_taken_for_a_field_is_quoted(text: str, shown: str) -> None:

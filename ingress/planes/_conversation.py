@@ -126,6 +126,8 @@ class _Conversation:
             most = FRAMES_A_TURN
             if turns.left <= 0 and decoder.held_bytes >= decoder.announced_size:
                 most = await self._wait_turn()
+            if not connection.is_open:  # given up meanwhile to make room: its acks would reach nobody
+                return
             acks, refusal, has_more = self._push_some(most)
             if not connection.is_proven and decoder.frames:
                 self._shared.connections.prove(connection)
