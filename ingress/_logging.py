@@ -296,7 +296,7 @@ def shown(value: object) -> str:
     if _PLAIN(text):
         return text
     text = printable(text)
-    return json.dumps(text, ensure_ascii=False) if not text or any(c in '"\\' or c.isspace() for c in text) else text
+    return json.dumps(text, ensure_ascii=False) if not text or any(c == '"' or c.isspace() for c in text) else text
 
 
 def _traceback_of(record: logging.LogRecord) -> list[str]:
