@@ -133,7 +133,7 @@ class DialGuard:
             raise DialsPending("too many dial-backs of this caller's address are pending")
 
     def _check_failing(self, address: SocketAddress) -> None:
-        if self.limits.is_failing(address):
+        if self.limits.outcomes.is_failing(address):
             raise DialBackRefused(f"dial-back address {address.host}:{address.port} keeps failing", reason="failing")
 
 

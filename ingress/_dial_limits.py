@@ -1,4 +1,4 @@
-"""How many dial-backs may be pending, whose turn it is, and which addresses are not to be tried now.
+"""How many dial-backs may be pending, and whose turn it is.
 
 Pending is a dial that was not connected at once, as nearly all are on the same machine. Of those a peer and an address
 have their shares; of those who wait each caller has the next turn in its turn. Dials to addresses that have answered
@@ -15,6 +15,7 @@ from itertools import chain
 
 import trio
 
+from ._dial_outcomes import DialOutcomes
 from ._shares import caller_of
 from .errors import ResponseStreamError
 from .wire.addresses import SocketAddress
@@ -44,19 +45,6 @@ CROWDED_TIMEOUT = 0.5
 MAX_LINE = 64
 _PATIENCE_WITH_NEW, _PATIENCE = 0.25, 1.5
 
-# So many failures within a second, or one dial without an answer, and the address is refused for the next one. Dials
-# that succeed are never limited: a caller has one listener for all its streams.
-MAX_FAILURES = 64
-FAILURE_WINDOW = 1.0
-
-# Where a dial was not answered, answers of the same host do not count for so long: it could earn turns for hundreds of
-# dials with a few answers, and leave them all.
-DOUBT_TIME = 60.0
-
-# Addresses that failed lately, and such that have answered; beyond it the one that did first is forgotten.
-_MAX_REMEMBERED = 1024
-_MAX_ANSWERED = 4096
-
 
 class DialLimits:
     """The dials of one worker; for its event loop."""
@@ -64,10 +52,7 @@ class DialLimits:
     def __init__(self) -> None:
         self._all = _Share(MAX_PENDING_DIALS, _RESERVED, _SPARED)
         self._shares: dict[Hashable, _Share] = {}
-        self._failures: dict[SocketAddress, _Failures] = {}
-        self._answered: OrderedDict[Hashable, None] = OrderedDict()
-        self._last_answered: Hashable = None
-        self._doubted: OrderedDict[str, float] = OrderedDict()  # by caller: until when
+        self.outcomes = DialOutcomes()
 
     @property
     def is_idle(self) -> bool:
@@ -109,7 +94,7 @@ class DialLimits:
         """Tell whether one more had too long to wait."""
         if not self._shares:
             return False
-        has_answered = self.has_answered(target)
+        has_answered = self.outcomes.has_answered(target)
         patience = _PATIENCE if has_answered else _PATIENCE_WITH_NEW
         latest = trio.current_time() - patience
         peer = caller_of(peer_host or "")
@@ -130,58 +115,6 @@ class DialLimits:
         share.users -= 1
         if not share.users:
             del self._shares[key]
-
-    # -- addresses -----------------------------------------------------------------------------------------------------
-
-    def has_answered(self, target: Hashable) -> bool:
-        """Tell whether the last dial to it that has ended was a good one, as far as that is remembered and counts."""
-        if target not in self._answered:
-            return False
-        if not self._doubted or not isinstance(target, SocketAddress):
-            return True
-        return self._doubted.get(caller_of(target.host), 0.0) <= trio.current_time()
-
-    def record_answer(self, target: Hashable) -> None:
-        """Note that a dial has succeeded."""
-        if target is self._last_answered:  # one object for all requests of a caller
-            return
-        self._last_answered = target
-        self._answered[target] = None
-        self._answered.move_to_end(target)
-        if len(self._answered) > _MAX_ANSWERED:
-            self._answered.popitem(last=False)
-        if self._failures and isinstance(target, SocketAddress):
-            self._failures.pop(target, None)
-
-    def record_failure(self, target: Hashable, address: SocketAddress | None, *, is_silent: bool) -> None:
-        """Note that a dial to what was asked for was refused or, ``is_silent``, not answered.
-
-        Args:
-            address: what was dialled; None where a name could not even be looked up.
-        """
-        self._answered.pop(target, None)
-        self._last_answered = None
-        if address is None:
-            return
-        if is_silent:
-            self._doubt(caller_of(address.host))
-        failures = self._failures.pop(address, None) or _Failures()
-        self._failures[address] = failures
-        failures.add(MAX_FAILURES if is_silent else 1, trio.current_time())
-        while len(self._failures) > _MAX_REMEMBERED:
-            del self._failures[next(iter(self._failures))]
-
-    def _doubt(self, caller: str) -> None:
-        self._doubted[caller] = trio.current_time() + DOUBT_TIME
-        self._doubted.move_to_end(caller)
-        if len(self._doubted) > _MAX_REMEMBERED:
-            self._doubted.popitem(last=False)
-
-    def is_failing(self, address: SocketAddress) -> bool:
-        """Tell whether the address is to be refused now."""
-        if not self._failures or (failures := self._failures.get(address)) is None:
-            return False
-        return trio.current_time() < failures.refused_until
 
 
 class Turn:
@@ -207,7 +140,7 @@ class Turn:
 
     @property
     def is_to_answered(self) -> bool:
-        return self._limits.has_answered(self.target)
+        return self._limits.outcomes.has_answered(self.target)
 
     def begin(self, timeout: float) -> trio.CancelScope:
         """Return the scope to dial in: with that timeout, or less once others wait for this turn."""
@@ -232,12 +165,12 @@ class Turn:
 
     def note_answer(self) -> None:
         """Note that the dial has succeeded: those who wait for the same address may go together."""
-        self._limits.record_answer(self.target)
+        self._limits.outcomes.note_answer(self.target)
         self.shares[0].widen(MAX_PENDING_DIALS_OF_PEER_TO_ADDRESS)
 
     def note_failure(self, address: SocketAddress | None, *, is_silent: bool) -> None:
         """Note that it has failed: without an answer those who wait for the same address need not try."""
-        self._limits.record_failure(self.target, address, is_silent=is_silent)
+        self._limits.outcomes.note_failure(self.target, address, is_silent=is_silent)
         if is_silent:
             self.shares[0].dissolve()
 
@@ -389,20 +322,3 @@ class _Line:
                     self._of_peers[peer] = turns
                 return turn, woken
         return None
-
-
-class _Failures:
-    """The failed dials to one address within the present window."""
-
-    def __init__(self) -> None:
-        self.refused_until = -1.0
-        self._window_start = 0.0
-        self._count = 0
-
-    def add(self, count: int, now: float) -> None:
-        if now - self._window_start > FAILURE_WINDOW:
-            self._window_start, self._count = now, 0
-        self._count += count
-        if self._count >= MAX_FAILURES:
-            self.refused_until = now + FAILURE_WINDOW
-            self._count = 0

@@ -161,7 +161,7 @@ class DialBack:
             # What is connected at once, as on the same machine, is never pending: it needs no turn and no timer.
             begun = self._begin_to_connect(target)
             if isinstance(begun, TcpStream):
-                guard.limits.record_answer(target)
+                guard.limits.outcomes.note_answer(target)
                 self._open.append(begun)
                 return begun
             started = begun
@@ -184,7 +184,7 @@ class DialBack:
             return start(target.host, target.port)
         except OSError as exc:
             if exc.errno not in _OUR_OWN:
-                self.shared.guard.limits.record_failure(target, target, is_silent=False)
+                self.shared.guard.limits.outcomes.note_failure(target, target, is_silent=False)
             raise ResponseStreamError(f"dial-back to {target.host}:{target.port} {_describe(exc)}") from exc
 
     async def _connect_in_turn(self, turn: Turn, target: DialTarget, started: TcpConnect | None) -> trio.abc.Stream:

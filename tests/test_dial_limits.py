@@ -13,7 +13,8 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ingress._dial_guard import DialGuard
-from ingress._dial_limits import CROWDED_TIMEOUT, DOUBT_TIME, HURRIED_TIMEOUT, DialLimits
+from ingress._dial_limits import CROWDED_TIMEOUT, HURRIED_TIMEOUT, DialLimits
+from ingress._dial_outcomes import DOUBT_TIME
 from ingress._dial_policy import DialPolicy
 from ingress._network import TcpNetwork
 from ingress.errors import DialBackRefused
@@ -105,18 +106,18 @@ async def test_d05_an_address_that_has_answered_has_48_of_64_turns_until_it_is_s
     autojump_clock: MockClock,
 ) -> None:
     limits = DialLimits()
-    limits.record_answer(ADDRESS)
+    limits.outcomes.note_answer(ADDRESS)
     turns = [turn for _ in range(64) if (turn := limits.take_turn_nowait("peer", ADDRESS)) is not None]
     assert len(turns) == 48
     strangers = [limits.take_turn_nowait("peer", number) for number in range(64)]
     assert strangers == [None] * 64  # what is left of the peer's is kept for addresses that have answered
-    limits.record_answer(OTHER)
+    limits.outcomes.note_answer(OTHER)
     others = [limits.take_turn_nowait("peer", OTHER) for _ in range(17)]
     assert others[15] is not None and others[16] is None
     turns[0].note_failure(ADDRESS, is_silent=True)
-    assert not limits.has_answered(ADDRESS) and limits.is_failing(ADDRESS)
+    assert not limits.outcomes.has_answered(ADDRESS) and limits.outcomes.is_failing(ADDRESS)
     turns[1].note_answer()
-    assert not limits.is_failing(ADDRESS)
+    assert not limits.outcomes.is_failing(ADDRESS)
 
 
 async def test_d05_256_dials_are_pending_at_most_and_192_of_them_to_new_addresses() -> None:
@@ -128,14 +129,14 @@ async def test_d05_256_dials_are_pending_at_most_and_192_of_them_to_new_addresse
 
     assert take(range(400)) == 192
     for number in range(400, 600):
-        limits.record_answer(number)
+        limits.outcomes.note_answer(number)
     assert take(range(400, 600)) == 64
 
 
 async def test_d05_of_all_turns_a_quarter_is_for_callers_that_have_none() -> None:
     limits = DialLimits()
     for number in range(400):
-        limits.record_answer(number)
+        limits.outcomes.note_answer(number)
     turns = [limits.take_turn_nowait(f"peer {number % 20}", number) for number in range(400)]
     assert sum(turn is not None for turn in turns) == 192
     assert all(limits.take_turn_nowait(f"good {number}", number) is not None for number in range(64))
@@ -155,7 +156,7 @@ async def test_d05_callers_that_wait_have_the_next_turn_one_after_the_other(auto
 
     async with trio.open_nursery() as nursery:
         for number in range(500):
-            limits.record_answer(number)
+            limits.outcomes.note_answer(number)
         for number in range(256):  # takes all
             nursery.start_soon(dial, f"peer {number}", number, 1 + number / 1000)
         await wait_all_tasks_blocked()
@@ -169,30 +170,30 @@ async def test_d05_callers_that_wait_have_the_next_turn_one_after_the_other(auto
 
 async def test_d05_who_has_answered_and_does_no_more_has_not_answered_for_a_minute(autojump_clock: MockClock) -> None:
     limits = DialLimits()
-    limits.record_answer(ADDRESS)
-    limits.record_answer(OTHER)  # another port of the same host
-    limits.record_failure(ADDRESS, ADDRESS, is_silent=True)
+    limits.outcomes.note_answer(ADDRESS)
+    limits.outcomes.note_answer(OTHER)  # another port of the same host
+    limits.outcomes.note_failure(ADDRESS, ADDRESS, is_silent=True)
     for _ in range(10):
-        assert not limits.has_answered(ADDRESS) and not limits.has_answered(OTHER)
+        assert not limits.outcomes.has_answered(ADDRESS) and not limits.outcomes.has_answered(OTHER)
         await trio.sleep(DOUBT_TIME / 10)
-        limits.record_answer(ADDRESS)
-    assert limits.has_answered(ADDRESS) and limits.has_answered(OTHER)
+        limits.outcomes.note_answer(ADDRESS)
+    assert limits.outcomes.has_answered(ADDRESS) and limits.outcomes.has_answered(OTHER)
 
 
 async def test_an_address_that_refuses_is_doubted_by_nobody() -> None:
     limits = DialLimits()
-    limits.record_answer(OTHER)
-    limits.record_failure(ADDRESS, ADDRESS, is_silent=False)
-    assert limits.has_answered(OTHER)
+    limits.outcomes.note_answer(OTHER)
+    limits.outcomes.note_failure(ADDRESS, ADDRESS, is_silent=False)
+    assert limits.outcomes.has_answered(OTHER)
 
 
 async def test_the_table_of_those_in_doubt_is_bounded() -> None:
     limits = DialLimits()
     for number in range(3000):
         address = parse_address(f"127.1.{number // 250}.{number % 250}:5000")
-        limits.record_answer(address)
-        limits.record_failure(address, address, is_silent=True)
-    assert len(limits._doubted) == 1024
+        limits.outcomes.note_answer(address)
+        limits.outcomes.note_failure(address, address, is_silent=True)
+    assert len(limits.outcomes._doubted) == 1024
 
 
 async def test_d05_a_dial_is_given_up_sooner_once_another_address_waits_for_its_turn(
@@ -356,7 +357,7 @@ async def test_a_turn_is_given_back_when_its_waiter_has_gone() -> None:
 
 async def test_who_waits_for_a_turn_gets_it_in_order(autojump_clock: MockClock) -> None:
     limits = DialLimits()
-    limits.record_answer("address")
+    limits.outcomes.note_answer("address")
     done: list[int] = []
 
     async def dial(number: int) -> None:
@@ -381,13 +382,13 @@ async def test_who_waits_for_a_turn_gets_it_in_order(autojump_clock: MockClock) 
 async def test_old_failures_do_not_add_up_and_the_table_is_bounded(autojump_clock: MockClock) -> None:
     limits = DialLimits()
     for _ in range(200):
-        limits.record_failure(ADDRESS, ADDRESS, is_silent=False)
+        limits.outcomes.note_failure(ADDRESS, ADDRESS, is_silent=False)
         await trio.sleep(0.1)
-    assert not limits.is_failing(ADDRESS)
+    assert not limits.outcomes.is_failing(ADDRESS)
     for port in range(1024, 5000):
         address = parse_address(f"10.0.0.2:{port}")
-        limits.record_failure(address, address, is_silent=False)
-    assert len(limits._failures) <= 1024
+        limits.outcomes.note_failure(address, address, is_silent=False)
+    assert len(limits.outcomes._failures) <= 1024
 
 
 async def test_d03_a_neighbours_listener_is_not_dialled_also_when_it_was_before() -> None:

@@ -46,7 +46,7 @@ TABLE: tuple[tuple[str, ...], ...] = (
     ("handover",),
     ("_logging", "_response_writer", "_threads", "_tracing", "abc", "_collectors", "_failures"),
     ("_context", "_dialled", "_engine_end", "bodies", "_request_log", "otel", "tls"),
-    ("_open_doors", "_stray_messages", "_token", "_typed"),
+    ("_dial_outcomes", "_open_doors", "_stray_messages", "_token", "_typed"),
     ("metrics",),
     (
         "_admission",
