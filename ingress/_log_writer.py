@@ -27,7 +27,7 @@ _NAP = 0.01
 
 
 class LineWriter(logging.Handler):
-    """Writes formatted records to a stream, a batch at a time.
+    """Writes formatted records to a stream, a batch at a time, and whatever else is to stand in order with them.
 
     A stream with a descriptor is written by a thread, past Python's own buffer, whose lock a blocked write would keep
     to the end of the process; where other processes write to it too (``is_shared``), no line gets into another. A
@@ -60,6 +60,11 @@ class LineWriter(logging.Handler):
         """Lines that were lost: no room in the queue, or the stream took none."""
         return self._rejected + self._unwritten
 
+    @property
+    def is_idle(self) -> bool:
+        """True where all that was taken has been written, or given up."""
+        return not (self._lines or self._wanted.is_set())
+
     def mark_plain(self) -> None:
         """Have its present formatter and filters make the lines of :func:`ingress._logging.plain_line`."""
         self._plain = self.formatter, list(self.filters), self.level
@@ -76,10 +81,10 @@ class LineWriter(logging.Handler):
             line = self.format(_note(logging.ERROR, "log line of %s:%d cannot be shown", record.module, record.lineno))
         self.write_line(line)
 
-    def write_line(self, line: str) -> None:
-        """Take a line that has its form already."""
+    def write_line(self, line: str, end: str = "\n") -> None:
+        """Take a line that has its form already; a text for people too, of any number of lines with their ends."""
         if not self._has_descriptor:
-            self._write_in_memory(line)
+            self._write_in_memory(line + end)
             return
         if self._process != os.getpid():
             with self._starting:
@@ -87,7 +92,7 @@ class LineWriter(logging.Handler):
         if len(self._lines) >= self._capacity or self._is_closing:
             self._rejected += 1
             return
-        self._lines.append(line)
+        self._lines.append(line + end)
         if not self._wanted.is_set():
             with self._starting:  # lines come from several threads, and two writers would be at odds
                 self._keep_thread()
@@ -96,7 +101,7 @@ class LineWriter(logging.Handler):
     def flush(self, timeout: float = CLOSE_TIMEOUT) -> None:
         """Wait until everything has been written, but not for long."""
         deadline = time.monotonic() + timeout
-        while (self._lines or self._wanted.is_set()) and self._is_writing() and time.monotonic() < deadline:
+        while not self.is_idle and self._is_writing() and time.monotonic() < deadline:
             time.sleep(0.002)
 
     def close(self) -> None:
@@ -107,10 +112,10 @@ class LineWriter(logging.Handler):
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
-    def _write_in_memory(self, line: str) -> None:
+    def _write_in_memory(self, text: str) -> None:
         try:
             if self._stream is not None:
-                self._stream.write(line + "\n")
+                self._stream.write(text)
                 return
         except (OSError, ValueError):
             pass
@@ -148,9 +153,9 @@ class LineWriter(logging.Handler):
         missing = self.dropped - self._reported
         if missing:
             note = _note(logging.WARNING, "%d log lines were dropped before this one", missing)
-            lines = [self.format(note), *lines]
+            lines = [f"{self.format(note)}\n", *lines]
         try:
-            text = "\n".join([*lines, ""])  # a record with a traceback has several lines
+            text = "".join(lines)  # a record with a traceback has several lines
             raw = [line.encode(self._encoding, "backslashreplace") for line in text.splitlines(keepends=True)]
             for piece in self._pieces(raw):
                 self._write_all(piece)

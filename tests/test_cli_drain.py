@@ -15,6 +15,7 @@ import trio
 from trio.testing import MockClock
 
 from ingress import MemoryDiscovery, make_worker
+from ingress._log_writer import LineWriter
 from ingress._serve import serve_until_signalled
 from ingress.cli._drain import drain_line, show_drain
 from ingress.testing import MemoryNetwork
@@ -47,7 +48,7 @@ async def test_without_a_terminal_a_log_line_comes_every_five_seconds(
     caplog.set_level(logging.INFO, "ingress")
     async with trio.open_nursery() as nursery:
         async with open_stage(sleep_for, linger=2, drain_budget=12) as stage:
-            nursery.start_soon(show_drain, stage.worker, None)
+            nursery.start_soon(show_drain, stage.worker, None, LineWriter(None))
             response = await stage.call(13)
             stage.worker.drain()
             await response.read_to_sentinel()

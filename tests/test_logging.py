@@ -326,6 +326,21 @@ def test_lines_arrive_in_order_by_a_thread_and_flush_waits_for_them() -> None:
     assert writer.dropped == 0
 
 
+def test_a_text_for_people_stands_among_the_lines_as_it_is() -> None:
+    read_end, stream = pipe()
+    writer = set_up_logging({}, stream)
+    log.info("before")
+    writer.write_line("a card\n\n\x1b[1mof lines\x1b[0m\rno end", end="")
+    log.info("after")
+    writer.close()
+    stream.close()
+    with os.fdopen(read_end, "rb") as arrived:
+        written = arrived.read()
+    assert re.fullmatch(
+        rb"\S+  INFO \S+ before\na card\n\n\x1b\[1mof lines\x1b\[0m\rno end\S+  INFO \S+ after\n", written
+    )
+
+
 def test_lines_of_one_of_several_processes_bear_its_number() -> None:
     written = set_up(process=3)
     log.info("served")

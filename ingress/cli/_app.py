@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from cyclopts import App, CycloptsError
 
@@ -13,7 +14,12 @@ from ..errors import StartupError
 from ._command_line import running
 from ._env_file import read_env_file
 from ._errors import EXIT_CLEAN, EXIT_FAILED, CommandError, print_error, startup_error, usage_error
-from ._screen import make_console
+from ._screen import make_console, print_queued
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .._log_writer import LineWriter
 
 EXIT_INTERRUPTED = 130
 
@@ -77,8 +83,28 @@ def run_command_line(arguments: Sequence[str]) -> int:
         return EXIT_INTERRUPTED
     else:
         return result if isinstance(result, int) else EXIT_CLEAN
-    print_error(error, make_console(sys.stderr, color))
+    _tell(error, make_console(sys.stderr, color), is_service=arguments[:1] == ["serve"])
     return error.exit_code or EXIT_FAILED
+
+
+def _tell(error: CommandError, console: Console, *, is_service: bool) -> None:
+    """Write the error; a service does not wait for long for somebody to read it."""
+    if not is_service:
+        print_error(error, console)
+        return
+    writer = _log_writer()
+    print_queued(console, writer, lambda console: print_error(error, console))
+    writer.flush()
+
+
+def _log_writer() -> LineWriter:
+    """Return the one that writes the log, so that its lines come first, or another, where nothing is logged yet."""
+    import logging
+
+    from .._log_writer import LineWriter
+
+    used = (handler for handler in logging.getLogger().handlers if isinstance(handler, LineWriter))
+    return next(used, None) or LineWriter(sys.stderr)
 
 
 def _leave_quietly() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 from typing import TYPE_CHECKING
@@ -10,7 +9,9 @@ from typing import TYPE_CHECKING
 import trio
 
 from .._life import Phase
+from .._log_writer import LineWriter
 from .._worker import Worker
+from ._screen import print_queued
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,17 +41,18 @@ def drain_line(worker: Worker) -> str:
     return f"draining: {phase.value}, {len(worker.open_requests)} open, {seconds} s {_ENDS_WITH.get(phase, 'left')}"
 
 
-async def show_drain(worker: Worker, console: Console | None) -> None:
+async def show_drain(worker: Worker, console: Console | None, log_writer: LineWriter) -> None:
     """Show a drain from its beginning until cancelled.
 
     Args:
         console: a terminal, which gets one line that changes; None has a log line written now and then.
+        log_writer: writes to the terminal in place of the console, which would wait for it.
     """
     await worker.wait_draining()
     if console is None:
         await _log_lines(worker)
     else:
-        await _redraw_line(worker, console)
+        await _redraw_line(worker, console, log_writer)
 
 
 async def _log_lines(worker: Worker) -> None:
@@ -59,7 +61,7 @@ async def _log_lines(worker: Worker) -> None:
         logger.info("%s", drain_line(worker))
 
 
-async def _redraw_line(worker: Worker, console: Console) -> None:
+async def _redraw_line(worker: Worker, console: Console, log_writer: LineWriter) -> None:
     from rich.control import Control
     from rich.segment import ControlType
 
@@ -67,16 +69,18 @@ async def _redraw_line(worker: Worker, console: Console) -> None:
 
     def draw(line: str) -> None:
         # The cursor goes back to the beginning: a log line that comes next is written over this one, not behind it.
-        with contextlib.suppress(OSError, ValueError):
+        def show(console: Console) -> None:
             console.control(erase)
             if line:
                 console.print(line, style="bold yellow", end="\r", soft_wrap=True)
 
+        print_queued(console, log_writer, show)
+
     try:
         while True:
-            # In a thread: a terminal that was stopped with Ctrl-S takes nothing for hours.
-            await trio.to_thread.run_sync(draw, drain_line(worker)[: console.width - 1], abandon_on_cancel=True)
+            # A terminal that was stopped with Ctrl-S takes nothing for hours, and then needs only the latest.
+            if log_writer.is_idle:
+                draw(drain_line(worker)[: console.width - 1])
             await trio.sleep(_REDRAW)
     finally:
-        with trio.move_on_after(_REDRAW, shield=True):
-            await trio.to_thread.run_sync(draw, "", abandon_on_cancel=True)
+        draw("")

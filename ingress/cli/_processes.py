@@ -11,6 +11,7 @@ import trio
 
 from .._hosts import join_host_port
 from .._last_resort import EXIT_CANCELLED_BY_DRAIN
+from .._log_writer import LineWriter
 from .._open_doors import warn_of_open_doors
 from .._serve import single_exceptions_unwrapped
 from ..status._app import make_app
@@ -46,6 +47,7 @@ def serve_processes(
     status: StatusFlags,
     discovery: DiscoveryOptions,
     output: OutputOptions,
+    log_writer: LineWriter,
 ) -> int:
     """Start the same command ``count`` times, serve the status of all, and return the worst of their exit codes.
 
@@ -64,7 +66,7 @@ def serve_processes(
 
     def on_started(status_url: str | None) -> None:
         started = [slot.latest for slot in fleet.supervisor.slots if slot.latest is not None]
-        announce(started, status_url, status.health_path, worker, discovery, opened, output)
+        announce(started, status_url, status.health_path, worker, discovery, opened, output, log_writer)
 
     code = trio.run(fleet.serve, on_started)
     logger.info("stopped: %d processes, %s", count, _ENDINGS.get(code, "ended at once by a signal"))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from .._version import __version__
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from .._log_writer import LineWriter
 
 Row = Sequence[tuple[str, str]]
 """One or two cells of a card: label and value."""
@@ -42,6 +45,33 @@ def make_console(stream: IO[str], color: str = "auto") -> Console:
         markup=False,
         emoji=False,
     )
+
+
+def print_queued(console: Console, writer: LineWriter, show: Callable[[Console], None]) -> None:
+    """Let ``show`` write to the console without ever waiting for it: what it writes goes in line with the log lines.
+
+    Args:
+        writer: writes to the stream of the console.
+    """
+    stream = console.file
+    console.file = sheet = _Sheet(stream)
+    try:
+        show(console)
+    finally:
+        console.file = stream
+    encoding = console.encoding
+    writer.write_line(sheet.getvalue().encode(encoding, "replace").decode(encoding), end="")
+
+
+class _Sheet(io.StringIO):
+    """Stands in for a stream while a console writes. Rich's own capture writes an empty text, which can fail too."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
 
 
 def print_card(console: Console, rows: Sequence[Row]) -> None:

@@ -16,6 +16,7 @@ from cyclopts.validators import Number
 
 from .._descriptors import raise_descriptor_limit
 from .._failures import text_of
+from .._log_writer import LineWriter
 from .._process_memory import exempt_what_stays, give_back_large_blocks
 from .._serve import make_worker, serve_until_signalled
 from .._signals import is_ctrl_c
@@ -80,7 +81,7 @@ def serve(
             check_working_directory()
         endpoints = pair_endpoints(targets, endpoint or [], worker.namespace)
         if parent is None and processes > 1:
-            return serve_processes(processes, worker, status, discovery, output)
+            return serve_processes(processes, worker, status, discovery, output, log_writer)
         if parent is not None:
             worker, status = parent.own_options(worker, status)
         found = resolve_asyncio_targets(targets) if asyncio else [resolve_target(text) for text in targets]
@@ -100,7 +101,7 @@ def serve(
             made = make_worker({name: target.engine for name, target in served.items()}, tracer=tracer, **options)
             made.metrics.log_lines_dropped = lambda: log_writer.dropped
             labels = {name: target.label for name, target in served.items()}
-            code = _run(made, labels, parent, worker, discovery, opened, output)
+            code = _run(made, labels, parent, worker, discovery, opened, output, log_writer)
     logger.info("stopped: %s", _ending(made, code))
     return code
 
@@ -113,13 +114,14 @@ def _run(
     discovery: DiscoveryOptions,
     opened: Discovery,
     output: OutputOptions,
+    log_writer: LineWriter,
 ) -> int:
     """Serve until told to stop; return the exit code."""
     is_started = False
     console = output.stderr()
     is_quiet = output.quiet or wants_json(os.environ) or parent is not None
     is_on_terminal = console.is_terminal and not (console.is_dumb_terminal or is_quiet)
-    show = functools.partial(show_drain, console=console if is_on_terminal else None)
+    show = functools.partial(show_drain, console=console if is_on_terminal else None, log_writer=log_writer)
 
     def on_started(started: Worker) -> None:
         nonlocal is_started
@@ -129,7 +131,8 @@ def _run(
         if parent is not None:
             parent.report_started(facts)
         else:
-            announce([facts], started.status.url, started.status.options.health_path, worker, discovery, opened, output)
+            url, health_path = started.status.url, started.status.options.health_path
+            announce([facts], url, health_path, worker, discovery, opened, output, log_writer)
 
     give_back_large_blocks()
     try:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
+from .._log_writer import LineWriter
 from .._worker import Worker
 from ..abc import Discovery
 from ._logging import wants_json
 from ._options import DiscoveryOptions, OutputOptions
-from ._screen import Row, call_command, command_lines, print_card
+from ._screen import Row, call_command, command_lines, print_card, print_queued
 from ._worker_flags import WorkerFlags
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 logger = logging.getLogger("ingress.cli")
 
@@ -83,8 +87,12 @@ def announce(
     discovery: DiscoveryOptions,
     opened: Discovery,
     output: OutputOptions,
+    log_writer: LineWriter,
 ) -> None:
-    """Say that a worker, or several processes that serve the same, can be called: as a card, or as one log line."""
+    """Say that a worker, or several processes that serve the same, can be called: as a card, or as one log line.
+
+    Waits for nobody to read it.
+    """
     if output.quiet or wants_json(os.environ):
         first = workers[0]
         addresses = ", ".join(worker.address for worker in workers)
@@ -93,20 +101,22 @@ def announce(
         logger.info("serving %s on %s%s%s", ", ".join(first.engines), addresses, tls, pages)
     else:
         health_url = f"{status_url}{health_path}" if status_url else None
-        with contextlib.suppress(BrokenPipeError):  # nobody to read it is no reason not to serve
-            _show_card(workers, health_url, options, discovery, opened, output)
+        print_queued(
+            output.stderr(),
+            log_writer,
+            lambda console: _show_card(console, workers, health_url, options, discovery, opened),
+        )
 
 
 def _show_card(
+    console: Console,
     workers: Sequence[StartedWorker],
     health_url: str | None,
     options: WorkerFlags,
     discovery: DiscoveryOptions,
     opened: Discovery,
-    output: OutputOptions,
 ) -> None:
     """Write the start-up card of one worker, or of several processes that serve the same."""
-    console = output.stderr()
     first = workers[0]
     other = "json" if first.codec == "msgpack" else "msgpack"
     rows: list[Row] = [[("endpoint", name), ("engine", label)] for name, label in first.engines.items()]

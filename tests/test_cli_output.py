@@ -1,0 +1,166 @@
+"""What the command does where nobody takes what it writes: full pipes, full disks, terminals that are gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from .test_cli_processes import INGRESS, PATIENCE, environment, run
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pipes and signals as POSIX has them")
+
+FULL = Path("/dev/full")
+has_full = pytest.mark.skipif(not FULL.exists(), reason="no device that is full")
+
+# A shutdown gives a blocked reader some seconds to take the last lines.
+LAST_WORDS = 8.0
+
+
+@contextmanager
+def full_pipe() -> Iterator[int]:
+    """Enter with the writing end of a pipe that blocks and takes nothing."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    try:
+        while True:
+            os.write(write_end, b"x" * 4096)
+    except BlockingIOError:
+        os.set_blocking(write_end, True)
+    try:
+        yield write_end
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+
+@contextmanager
+def full_device() -> Iterator[int]:
+    with FULL.open("wb") as device:
+        yield device.fileno()
+
+
+@contextmanager
+def dead_terminal() -> Iterator[int]:
+    ours, theirs = os.openpty()
+    os.close(ours)
+    try:
+        yield theirs
+    finally:
+        os.close(theirs)
+
+
+BAD_OUTPUTS = [
+    pytest.param(full_pipe, id="full pipe"),
+    pytest.param(full_device, id="full device", marks=has_full),
+    pytest.param(dead_terminal, id="dead terminal"),
+]
+
+
+def wait_until(is_so: Callable[[], object], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not is_so():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@contextmanager
+def serving_into(stderr: int, directory: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Enter when the worker, or every one of several, has been announced."""
+    kv = directory / "kv"
+    count = int(arguments[arguments.index("--processes") + 1]) if "--processes" in arguments else 1
+    command = [*INGRESS, "serve", "echo", "--grace", "0", "--file-kv", str(kv), *arguments]
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr, cwd=directory, env=environment()
+    )
+    try:
+        wait_until(lambda: len(records(kv)) == count, process)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def records(kv: Path) -> list[Path]:
+    return [path for path in kv.rglob("v1/instances/*") if path.is_file()]
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return str(server.getsockname()[1])
+
+
+def is_ready(port: str) -> bool:
+    try:
+        return httpx2.get(f"http://127.0.0.1:{port}/health").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def children_of(process: subprocess.Popen[bytes]) -> set[int]:
+    """Those of every thread: processes are started by one that is not the first."""
+    threads = Path(f"/proc/{process.pid}/task").iterdir()
+    return {int(pid) for thread in threads for pid in (thread / "children").read_text().split()}
+
+
+def call(directory: Path) -> object:
+    called = run("call", "demo.backend.generate", "-d", '"hi"', "--file-kv", str(directory / "kv"), cwd=directory)
+    assert called.returncode == 0, called.stderr
+    return json.loads(called.stdout)
+
+
+def end(process: subprocess.Popen[bytes]) -> int:
+    process.send_signal(signal.SIGTERM)
+    return process.wait(LAST_WORDS)
+
+
+@pytest.mark.parametrize("output", BAD_OUTPUTS)
+def test_r08_a_worker_whose_screen_takes_nothing_serves_and_drains(
+    output: Callable[[], AbstractContextManager[int]], tmp_path: Path
+) -> None:
+    with output() as stderr, serving_into(stderr, tmp_path) as process:
+        assert call(tmp_path) == "hi"
+        assert end(process) == 0
+        assert records(tmp_path / "kv") == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="children are found in /proc")
+@pytest.mark.parametrize("output", BAD_OUTPUTS)
+def test_r08_processes_are_started_again_where_their_screen_takes_nothing(
+    output: Callable[[], AbstractContextManager[int]], tmp_path: Path
+) -> None:
+    port = free_port()
+    with output() as stderr, serving_into(stderr, tmp_path, "--processes", "2", "--status-port", port) as process:
+        wait_until(lambda: is_ready(port), process)
+        before, first = children_of(process), records(tmp_path / "kv")
+        assert len(before) == 2
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: len(set(records(tmp_path / "kv")) - set(first)) == 2, process)
+        assert children_of(process).isdisjoint(before)
+        assert end(process) == 0
+
+
+@pytest.mark.parametrize("output", BAD_OUTPUTS)
+def test_r08_a_service_that_fails_does_not_wait_for_somebody_to_read_why(
+    output: Callable[[], AbstractContextManager[int]], tmp_path: Path
+) -> None:
+    (tmp_path / "failing.py").write_text("raise RuntimeError('no model')")
+    command = [*INGRESS, "serve", "failing.py", "--file-kv", "kv"]
+    with output() as stderr:
+        process = subprocess.Popen(command, stderr=stderr, cwd=tmp_path, env=environment())
+        try:
+            assert process.wait(PATIENCE) == 3
+        finally:
+            process.kill()
+            process.wait()
