@@ -164,3 +164,67 @@ def test_r08_a_service_that_fails_does_not_wait_for_somebody_to_read_why(
         finally:
             process.kill()
             process.wait()
+
+
+# -- output that is the result ---------------------------------------------------------------------------------------
+
+
+VERBS = [
+    ("--version",),
+    ("--help",),
+    ("serve", "--help"),
+    ("new", "engine", "--help"),
+    ("settings",),
+    ("settings", "--json"),
+    ("plugins",),
+    ("decode", "captured"),
+    ("ls", "--json", "--file-kv", "kv"),
+    ("check", "echo"),
+    ("demo", "--once"),
+]
+
+
+@has_full
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+@pytest.mark.parametrize("is_buffered", [True, False], ids=["buffered", "unbuffered"])
+def test_output_that_cannot_be_written_is_told_without_a_traceback(
+    verb: tuple[str, ...], is_buffered: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "captured").write_bytes(b"\0\0")
+    variables = environment(PYTHONUNBUFFERED="" if is_buffered else "1")
+    with full_device() as stdout:
+        ended = subprocess.run(
+            [*INGRESS, *verb], stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=variables
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-3:] == [
+        "error: the output cannot be written",
+        "  why: No space left on device",
+        "  try: standard output to a place that takes it",
+    ]
+    assert "Traceback" not in ended.stderr and "Exception" not in ended.stderr
+
+
+@has_full
+def test_answers_that_cannot_be_written_are_told_too(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as log, serving_into(log.fileno(), tmp_path), full_device() as stdout:
+        command = [*INGRESS, "call", "demo.backend.generate", "-d", '"hi"', "--file-kv", "kv"]
+        ended = subprocess.run(
+            command, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment()
+        )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: the output cannot be written\n")
+
+
+@has_full
+def test_where_not_even_that_can_be_told_the_exit_code_does(tmp_path: Path) -> None:
+    with full_device() as nowhere:
+        for verb, code in ((("settings",), 1), (("unknown",), 2), (("serve", "--unknown"), 2)):
+            command = [*INGRESS, *verb]
+            ended = subprocess.run(command, stdout=nowhere, stderr=nowhere, cwd=tmp_path, env=environment())
+            assert ended.returncode == code, verb
+
+
+def test_without_a_standard_output_nothing_is_lost_but_the_output(tmp_path: Path) -> None:
+    ended = subprocess.run([*INGRESS, "settings"], preexec_fn=lambda: os.close(1), cwd=tmp_path, env=environment())
+    assert ended.returncode == 0

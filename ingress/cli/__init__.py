@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 # Flags that mean the same for every verb, and may therefore stand in front of it.
 _EARLY_FLAGS = frozenset({"-v", "-vv", "--verbose", "-q", "--quiet"})
@@ -23,8 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["--version"]:
         from .._version import __version__
 
-        print(f"ingress {__version__}")
-        return 0
+        with suppress(OSError):  # told below, as for every verb
+            print(f"ingress {__version__}", flush=True)
+            return 0
     from ._start import signals_from_the_start, take_standard_descriptors
 
     take_standard_descriptors()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from cyclopts import App, CycloptsError
 
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
     from .._log_writer import LineWriter
 
 EXIT_INTERRUPTED = 130
+
+# What writing to an open descriptor fails with: a full disk, a quota, a terminal that is gone, one opened for reading.
+_UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF})
 
 VERBS = {
     "demo": "Watch a worker and a caller at work, in one process.",
@@ -57,10 +63,11 @@ def make_app() -> App:
 def run_command_line(arguments: Sequence[str]) -> int:
     """Run the verb and return the exit code; nothing but a bug gets out as an exception."""
     color = _value_of("--color", arguments) or "auto"
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # our screens use a few characters that an ASCII terminal lacks
+    is_service = arguments[:1] == ["serve"]
     try:
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")  # our screens use a few characters that an ASCII terminal lacks
         if (env_file := _value_of("--env-file", arguments)) is not None:
             read_env_file(env_file)
         with running(arguments):
@@ -70,6 +77,8 @@ def run_command_line(arguments: Sequence[str]) -> int:
                 exit_on_error=False,
                 print_error=False,
             )
+        if sys.stdout is not None and not is_service:  # to whom its output is that of its engines
+            sys.stdout.flush()
     except CycloptsError as exc:
         error = usage_error(exc, list(VERBS))
     except CommandError as exc:
@@ -78,19 +87,29 @@ def run_command_line(arguments: Sequence[str]) -> int:
         error = startup_error(exc)
     except BrokenPipeError:
         # Whoever read our output wants no more of it: `ingress call … | head`. Nobody is left to be told.
-        return _leave_quietly()
+        _discard(sys.stdout)
+        return EXIT_CLEAN
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except (OSError, BaseExceptionGroup) as exc:
+        if (lost := _lost_output(exc)) is None:
+            raise
+        _discard(sys.stdout)
+        why = lost.strerror or str(lost)
+        error = CommandError("the output cannot be written", why, "standard output to a place that takes it")
     else:
         return result if isinstance(result, int) else EXIT_CLEAN
-    _tell(error, make_console(sys.stderr, color), is_service=arguments[:1] == ["serve"])
+    _tell(error, make_console(sys.stderr, color), is_service=is_service)
     return error.exit_code or EXIT_FAILED
 
 
 def _tell(error: CommandError, console: Console, *, is_service: bool) -> None:
     """Write the error; a service does not wait for long for somebody to read it."""
     if not is_service:
-        print_error(error, console)
+        try:
+            print_error(error, console)
+        except OSError:  # the exit code has to do
+            _discard(sys.stderr)
         return
     writer = _log_writer()
     print_queued(console, writer, lambda console: print_error(error, console))
@@ -107,13 +126,20 @@ def _log_writer() -> LineWriter:
     return next(used, None) or LineWriter(sys.stderr)
 
 
-def _leave_quietly() -> int:
-    import os
+def _lost_output(exc: BaseException) -> OSError | None:
+    """Return why nothing can be written, where that and nothing else is what was raised."""
+    if isinstance(exc, BaseExceptionGroup):
+        found = [_lost_output(each) for each in exc.exceptions]
+        return None if None in found else found[0]
+    return exc if isinstance(exc, OSError) and exc.errno in _UNWRITABLE else None
 
-    # The interpreter flushes stdout once more on its way out, and would complain.
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, sys.stdout.fileno())
-    return EXIT_CLEAN
+
+def _discard(stream: TextIO) -> None:
+    """Drop what is still to be written: the interpreter tries once more on its way out, and would complain."""
+    with suppress(OSError, ValueError):
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, stream.fileno())
+        os.close(devnull)
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:
