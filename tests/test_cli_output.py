@@ -75,13 +75,20 @@ def wait_until(is_so: Callable[[], object], process: subprocess.Popen[bytes]) ->
 
 
 @contextmanager
-def serving_into(stderr: int, directory: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+def serving_into(
+    output: int, directory: Path, *arguments: str, target: str = "echo"
+) -> Iterator[subprocess.Popen[bytes]]:
     """Enter when the worker, or every one of several, has been announced."""
     kv = directory / "kv"
     count = int(arguments[arguments.index("--processes") + 1]) if "--processes" in arguments else 1
-    command = [*INGRESS, "serve", "echo", "--grace", "0", "--file-kv", str(kv), *arguments]
+    command = [*INGRESS, "serve", target, "--grace", "0", "--file-kv", str(kv), *arguments]
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr, cwd=directory, env=environment()
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        cwd=directory,
+        env=environment(PYTHONUNBUFFERED=""),
     )
     try:
         wait_until(lambda: len(records(kv)) == count, process)
@@ -164,6 +171,16 @@ def test_r08_a_service_that_fails_does_not_wait_for_somebody_to_read_why(
         finally:
             process.kill()
             process.wait()
+
+
+@pytest.mark.parametrize("output", BAD_OUTPUTS)
+def test_r08_what_an_engine_has_printed_does_not_hold_up_the_end(
+    output: Callable[[], AbstractContextManager[int]], tmp_path: Path
+) -> None:
+    (tmp_path / "printing.py").write_text("print('loaded')\nasync def generate(request):\n    yield request\n")
+    with output() as stdout, serving_into(stdout, tmp_path, target="printing.py") as process:
+        assert call(tmp_path) == "hi"
+        assert end(process) == 0
 
 
 # -- output that is the result ---------------------------------------------------------------------------------------

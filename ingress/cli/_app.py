@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 EXIT_INTERRUPTED = 130
 
+# For what engines have printed, at the end of a service.
+_LAST_OUTPUT_TIME = 1.0
+
 # What writing to an open descriptor fails with: a full disk, a quota, a terminal that is gone, one opened for reading.
 _UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF})
 
@@ -77,7 +80,9 @@ def run_command_line(arguments: Sequence[str]) -> int:
                 exit_on_error=False,
                 print_error=False,
             )
-        if sys.stdout is not None and not is_service:  # to whom its output is that of its engines
+        if sys.stdout is not None and is_service:
+            _flush_engines(result)
+        elif sys.stdout is not None:
             sys.stdout.flush()
     except CycloptsError as exc:
         error = usage_error(exc, list(VERBS))
@@ -124,6 +129,25 @@ def _log_writer() -> LineWriter:
 
     used = (handler for handler in logging.getLogger().handlers if isinstance(handler, LineWriter))
     return next(used, None) or LineWriter(sys.stderr)
+
+
+def _flush_engines(exit_code: int) -> None:
+    """Write what engines have printed: it is no result, and holds up the end for a moment only."""
+    import threading
+
+    from .._signals import leave_now
+
+    def flush() -> None:
+        try:
+            sys.stdout.flush()
+        except (OSError, ValueError):
+            _discard(sys.stdout)
+
+    flusher = threading.Thread(target=flush, name="ingress last output", daemon=True)
+    flusher.start()
+    flusher.join(_LAST_OUTPUT_TIME)
+    if flusher.is_alive():  # the interpreter would wait for what this thread holds
+        leave_now(exit_code)
 
 
 def _lost_output(exc: BaseException) -> OSError | None:
