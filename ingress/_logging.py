@@ -85,6 +85,11 @@ def is_true(value: str) -> bool:
     return value.strip().lower() in ("1", "true", "yes", "on")
 
 
+def is_false(value: str) -> bool:
+    """Tell whether a variable says no, as one does that is empty; what is neither true nor false is a mistake."""
+    return value.strip().lower() in ("", "0", "false", "no", "off")
+
+
 def set_up_logging(
     environ: Mapping[str, str],
     stream: IO[str] | None,

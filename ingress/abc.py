@@ -12,12 +12,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
 import trio
-from attrs import field, frozen
+from attrs import Attribute, field, frozen
 from attrs.validators import optional
 
 from ._checks import a_count, a_deadline
 from ._stream_limits import DEFAULT_FRAME_TIMEOUT
 from .errors import IngressError
+from .wire.addresses import split_advertised
 from .wire.messages import RequestControlMessage, StreamAddress
 from .wire.records import DiscoveryRecord, EndpointId, InstanceRecord
 from .wire.request_frame import DEFAULT_MAX_FRAME_SIZE
@@ -337,6 +338,14 @@ DEFAULT_HOST = "127.0.0.1"
 DEFAULT_ACK_WRITE_TIMEOUT = 60.0
 
 
+def _an_advertised_address(_: object, attribute: Attribute[str | None], value: str | None) -> None:
+    try:
+        if value is not None:
+            split_advertised(value)
+    except ValueError as exc:
+        raise ValueError(f"{attribute.name}: {exc}, got {value!r}") from None
+
+
 @frozen(kw_only=True)
 class PlaneOptions:
     """What a worker tells the maker of a request plane, which takes from it what concerns it.
@@ -353,7 +362,7 @@ class PlaneOptions:
     port: int = 0
     """Port to listen on; 0 picks one."""
 
-    advertise: str | None = None
+    advertise: str | None = field(default=None, validator=_an_advertised_address)
     """Host, or host:port, that callers are told; None for the bound one, and where all addresses are bound for the
     machine's first that is not loopback."""
 

@@ -80,6 +80,20 @@ def test_an_unknown_verb_gets_the_nearest_suggested(capsys: pytest.CaptureFixtur
         (["serve", "echo", "--codec", "jsn"], "--codec jsn cannot be used", "ingress serve --help"),
         (["serve", "echo", "--grace", "nan"], "--grace nan cannot be used", "ingress serve --help"),
         (["serve", "echo", "--dial-allow", "1.2.3"], "--dial-allow 1.2.3 cannot be used", "ingress serve --help"),
+        (["serve", "echo", "--advertise", "h:99999"], "--advertise h:99999 cannot be used", "ingress serve --help"),
+        (["serve", "echo", "--advertise", "a b"], "--advertise a b cannot be used", "ingress serve --help"),
+        (["serve", "echo", "--processes", "1.5"], "--processes 1.5 cannot be used", "ingress serve --help"),
+        (["settings", "--max-connections", "2.0"], "--max-connections 2.0 cannot be used", "ingress serve --help"),
+        (
+            ["serve", "echo", "--health-path", "/metrics"],
+            "--health-path /metrics and --live-path /live cannot be used",
+            "a path of its own for each, such as /health and /live",
+        ),
+        (
+            ["serve", "echo", "--processes", "2", "--live-path", "/health"],
+            "--health-path /health and --live-path /health cannot be used",
+            "a path of its own for each, such as /health and /live",
+        ),
         (["serve", "echo", "--endpoint", "a.b.c.d"], "'a.b.c.d' is no endpoint", "demo.backend.generate"),
         (
             ["serve", "echo", "--metrics-label", "a-b=c"],
@@ -146,6 +160,11 @@ def test_usage_errors_end_with_2_and_say_what_to_try(
     ("name", "value", "reason"),
     [
         ("DYN_TCP_RPC_PORT", "abc", "expected a whole number"),
+        ("DYN_ENGINE_REQUEST_LIMIT", "1.5", "expected a whole number"),
+        ("DYN_HEALTH_CHECK_ENABLED", "maybe", "expected true or false"),
+        ("DYN_LOGGING_JSONL", "maybe", "expected true or false"),
+        ("DYN_LOG_USE_LOCAL_TZ", "2", "expected true or false"),
+        ("INGRESS_ADVERTISE", "h:0", "expected HOST or HOST:PORT, the port from 1 to 65535"),
         ("DYN_TCP_RPC_PORT", "99999", "must be <= 65535"),
         ("DYN_REQUEST_PLANE_CODEC", "xml", "expected one of msgpack, json"),
         ("DYN_DISCOVERY_BACKEND", "etcd", "expected one of file, mem"),

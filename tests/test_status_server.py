@@ -541,3 +541,11 @@ async def test_a_registry_of_its_own_is_shown() -> None:
     async with served(WorkerStatus({}, metrics, StatusOptions(port=0))) as client:
         assert "dynamo_component_uptime_seconds" in (await client.get("/metrics")).text
         assert json.loads((await client.get("/health")).content)["endpoints"] == {}
+
+
+@pytest.mark.parametrize(
+    "paths", [{"health_path": "/metrics"}, {"live_path": "/"}, {"live_path": "/engine/x"}, {"health_path": "/live"}]
+)
+def test_pages_that_would_hide_one_another_are_refused(paths: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="path"):
+        made(**paths)

@@ -836,6 +836,12 @@ async def test_the_advertised_address_is_what_was_asked_for_with_the_bound_port(
         assert served.plane.transport("1/a") == {"tcp": f"{expected}/1/a"}
 
 
+@pytest.mark.parametrize("advertise", ["", "h:99999", "h:0", "h:", "h:+5", "a b", "[h]:80", "[::1]x:80", "h:٣"])
+def test_an_address_that_callers_would_refuse_is_refused_at_once(advertise: str) -> None:
+    with pytest.raises(ValueError, match="advertise: expected HOST or HOST:PORT"):
+        PlaneOptions(network=TcpNetwork(), advertise=advertise)
+
+
 async def test_a_worker_bound_to_all_addresses_advertises_one_that_is_not_loopback(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

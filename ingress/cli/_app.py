@@ -10,7 +10,7 @@ from contextlib import suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING, TextIO
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, ArgumentCollection, CoercionError, CycloptsError
 
 from .._version import __version__
 from ..errors import StartupError
@@ -57,10 +57,20 @@ def make_app() -> App:
         help_format="plaintext",
         result_action="return_value",
         suppress_keyboard_interrupt=False,
+        config=_refuse_fractions,
     )
     for verb, summary in VERBS.items():
         app.command(f"ingress.cli._{verb}:{verb}", name=verb, help=summary)
     return app
+
+
+def _refuse_fractions(app: App, verbs: Sequence[str], arguments: ArgumentCollection) -> None:
+    """Refuse 1.5 where a whole number is meant; the parser would round it."""
+    for argument in arguments:
+        if argument.hint in (int, int | None):
+            for token in argument.tokens:
+                if "." in token.value:
+                    raise CoercionError(argument=argument, token=token, target_type=int)
 
 
 def run_command_line(arguments: Sequence[str]) -> int:

@@ -63,7 +63,7 @@ _REMEDIES = (
         "cannot listen on",
         "another --port, or --port 0 to have a free one picked; --host must be an address of this host",
     ),
-    ("cannot announce", "a directory that you may write, with --file-kv"),
+    ("cannot announce this worker", "a directory that you may write, with --file-kv"),
     ("endpoint", "--endpoint namespace.component.endpoint, e.g. demo.backend.generate"),
 )
 
@@ -142,4 +142,4 @@ def _reason(exc: Any) -> str:
     return f"expected {_KINDS.get(wanted, getattr(wanted, '__name__', wanted))}"
 
 
-_KINDS: dict[Any, str] = {int: "a whole number", float: "a number"}
+_KINDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false"}

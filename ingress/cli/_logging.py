@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from typing import IO
 
 from .._log_writer import LineWriter
-from .._logging import TRACE, is_true, parse_filters
+from .._logging import TRACE, is_false, is_true, parse_filters
 from .._logging import set_up_logging as set_up
 from ._errors import usage
+
+_SWITCHES = ("DYN_LOGGING_JSONL", "DYN_LOG_USE_LOCAL_TZ", "DYN_SDK_DISABLE_ANSI_LOGGING")
 
 
 def set_up_logging(
@@ -29,8 +31,11 @@ def set_up_logging(
         process: stands on every line.
 
     Raises:
-        CommandError: ``DYN_LOG`` cannot be read.
+        CommandError: ``DYN_LOG``, or a switch, cannot be read.
     """
+    for name in _SWITCHES:
+        if not (is_true(environ.get(name, "")) or is_false(environ.get(name, ""))):
+            raise usage(f"{name}={environ[name]} cannot be used", "expected true or false", f"{name}=true, or unset it")
     try:
         general, modules = parse_filters(environ.get("DYN_LOG", ""))
     except ValueError as exc:

@@ -79,6 +79,7 @@ def serve(
     with contextlib.nullcontext() if parent is None else parent.failures_reported():
         if parent is None:  # whose processes need none, should it be removed later
             check_working_directory()
+        status.check()
         endpoints = pair_endpoints(targets, endpoint or [], worker.namespace)
         if parent is None and processes > 1:
             return serve_processes(processes, worker, status, discovery, output, log_writer)

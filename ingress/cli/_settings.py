@@ -90,7 +90,7 @@ def read_settings(arguments: Sequence[str], environ: Mapping[str, str]) -> list[
     """
     parsed: list[ArgumentCollection] = []
     app = make_app()
-    app.config = (lambda _app, _verbs, collection: parsed.append(collection),)
+    app.config = (*app.config, lambda _app, _verbs, collection: parsed.append(collection))
     app.parse_args(["serve", *arguments], exit_on_error=False, print_error=False)
     files = taken_from_file()
     found = []

@@ -10,6 +10,7 @@ from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
 from ..status import DEFAULT_STALL_LIMIT, StatusOptions
+from ..status._app import check_page_paths
 from ._errors import usage
 from ._options import check_endpoint
 from ._payloads import read_request
@@ -100,6 +101,14 @@ class StatusFlags:
             validator=check_seconds,
         ),
     ] = DEFAULT_STALL_LIMIT
+
+    def check(self) -> None:
+        """Raise CommandError where pages hide one another."""
+        try:
+            check_page_paths(self.health_path, self.live_path)
+        except ValueError as exc:
+            what = f"--health-path {self.health_path} and --live-path {self.live_path} cannot be used"
+            raise usage(what, str(exc), "a path of its own for each, such as /health and /live") from exc
 
     def options(self, endpoints: Sequence[str], namespace: str) -> StatusOptions:
         """Return what :class:`ingress.WorkerOptions` takes as ``status``.

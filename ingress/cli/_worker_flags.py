@@ -20,6 +20,7 @@ from .._memory_watermark import DEFAULT_MEMORY_WATERMARK
 from .._worker_options import DEFAULT_PLANE
 from ..abc import DEFAULT_HOST
 from ..metrics import reserved_labels
+from ..wire.addresses import split_advertised
 from ..wire.codec import DEFAULT_MAX_RESPONSE_CHUNK
 from ..wire.request_frame import DEFAULT_MAX_FRAME_SIZE
 from ._errors import usage
@@ -54,6 +55,12 @@ def check_networks(kind: object, values: Iterable[str] | None) -> None:
     """Raise ValueError unless every value is a network in CIDR notation, or an address."""
     for value in values or ():
         ipaddress.ip_network(value)
+
+
+def check_advertise(kind: object, value: str | None) -> None:
+    """Raise ValueError unless callers would take the value."""
+    if value is not None:
+        split_advertised(value)
 
 
 def _networks(twin: str, text: str) -> Parameter:
@@ -97,7 +104,12 @@ class WorkerFlags:
     ] = DEFAULT_PLANE
     advertise: Annotated[
         str | None,
-        Parameter(env_var="INGRESS_ADVERTISE", group=NETWORK, help="HOST or HOST:PORT that callers are told."),
+        Parameter(
+            env_var="INGRESS_ADVERTISE",
+            group=NETWORK,
+            validator=check_advertise,
+            help="HOST or HOST:PORT that callers are told.",
+        ),
     ] = None
     codec: Annotated[
         Literal["msgpack", "json"],

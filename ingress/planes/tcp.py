@@ -20,6 +20,7 @@ from .._shares import share_of_peer
 from .._tallies import Tallies
 from .._text import RateLimitedLogger
 from ..abc import PlaneOptions, PushReceiver, RequestPlane
+from ..wire.addresses import split_advertised
 from ._connections import Connection, Connections
 from ._conversation import Conversations
 from ._incomplete import IncompleteFrames
@@ -77,11 +78,8 @@ class TcpRequestPlane(RequestPlane):
         """``host:port`` as callers are told; valid once started."""
         host, port = self.bound_address
         if self._options.advertise is not None:
-            has_port = self._options.advertise.rpartition(":")[2].isdigit() and ":" in self._options.advertise
-            is_bare_ipv6 = self._options.advertise.count(":") > 1 and not self._options.advertise.startswith("[")
-            if has_port and not is_bare_ipv6:
-                return self._options.advertise
-            return join_host_port(self._options.advertise.removeprefix("[").removesuffix("]"), port)
+            advertised, own_port = split_advertised(self._options.advertise)
+            return join_host_port(advertised, port) if own_port is None else self._options.advertise
         return join_host_port(routable_host() if host in ("0.0.0.0", "::") else host, port)  # noqa: S104 - compared
 
     def transport(self, path: str) -> Mapping[str, str]:

@@ -33,6 +33,10 @@ logger = logging.getLogger("ingress.status")
 DEFAULT_HEALTH_PATH = "/health"
 DEFAULT_LIVE_PATH = "/live"
 
+# Those that cannot be given to the pages of readiness and liveness.
+OTHER_PATHS = ("/", "/metrics", "/progress")
+ENGINE_PATHS = "/engine/"
+
 # What a callback's request may hold, and how long its bytes may take.
 MAX_BODY = 1024 * 1024
 BODY_TIMEOUT = 5.0
@@ -111,6 +115,15 @@ class StatusPages:
         return 503 if seen.is_stalled else 200, seen.to_json()
 
 
+def check_page_paths(health_path: str, live_path: str) -> None:
+    """Raise ValueError where one of them would hide another page."""
+    for path in (health_path, live_path):
+        if path in OTHER_PATHS or path.startswith(ENGINE_PATHS):
+            raise ValueError(f"{path} is the path of another page")
+    if health_path == live_path:
+        raise ValueError(f"readiness and liveness are two pages, and {health_path} is one path")
+
+
 def make_app(pages: Pages) -> Starlette:
     """Build the application; imports starlette only now."""
     from starlette.applications import Starlette
@@ -161,7 +174,7 @@ def make_app(pages: Pages) -> Starlette:
             Route("/metrics", metrics),
             Route("/", index),
             Route("/progress", progress),
-            Route("/engine/{name:path}", engine, methods=any_method),
+            Route(ENGINE_PATHS + "{name:path}", engine, methods=any_method),
         ],
         exception_handlers={HTTPException: on_http_error, Exception: on_failure},
     )

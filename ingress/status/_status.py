@@ -14,7 +14,7 @@ from .._hosts import join_host_port
 from ..abc import Engine
 from ..metrics import WorkerMetrics
 from ..wire.records import EndpointId
-from ._app import DEFAULT_HEALTH_PATH, DEFAULT_LIVE_PATH, EngineRoute, StatusPages, make_app
+from ._app import DEFAULT_HEALTH_PATH, DEFAULT_LIVE_PATH, EngineRoute, StatusPages, check_page_paths, make_app
 from ._canary import DEFAULT_CANARY_TIMEOUT, DEFAULT_CANARY_WAIT, Canary
 from ._health import EndpointHealth, HealthState
 from ._loop import watch_loop
@@ -83,6 +83,7 @@ class WorkerStatus:
         unknown = set(options.health_check_payloads) - {str(endpoint_id) for endpoint_id in engines}
         if unknown:
             raise ValueError(f"health check payload for {', '.join(sorted(unknown))}, which is not served here")
+        check_page_paths(options.health_path, options.live_path)
         if options.loop_stall_limit is not None:
             check_seconds("loop_stall_limit", options.loop_stall_limit)
         self.options = options

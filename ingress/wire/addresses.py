@@ -92,6 +92,20 @@ def is_host(text: str) -> bool:
         return False
 
 
+def split_advertised(text: str) -> tuple[str, int | None]:
+    """Read HOST or HOST:PORT as callers are to be told it; of an IPv6 address with a port the host is in brackets.
+
+    Raises:
+        ValueError: callers would refuse it.
+    """
+    host, colon, port = text.rpartition(":")
+    has_port = bool(colon) and (":" not in host or host.endswith("]"))
+    is_port = port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535
+    if not is_host(host if has_port else text) or (has_port and not is_port):
+        raise ValueError("expected HOST or HOST:PORT, the port from 1 to 65535")
+    return (host, int(port)) if has_port else (text.removeprefix("[").removesuffix("]"), None)
+
+
 def parse_address(text: str) -> SocketAddress:
     """Read a dial-back address; an IPv4-mapped one becomes IPv4.
 
