@@ -436,6 +436,12 @@ def test_decode_has_a_versioned_json(capsys: pytest.CaptureFixture[str]) -> None
         (["call", "--call-home", "..", "demo.backend.generate"], "error: cannot take answers on .."),
         (["serve", "echo", "--host", ".."], "error: cannot listen on .."),
         (["serve", "echo", "--status-port", "0", "--status-host", "a..b"], "error: status server"),
+        (["serve", "echo", "--canary", "@/dev/zero"], "/dev/zero cannot be read\n  why: larger than 1 MiB"),
+        (
+            ["serve", "echo", "--canary", "backend.generate=@/dev/zero"],
+            "/dev/zero cannot be read\n  why: larger than 1 MiB",
+        ),
+        (["call", "x.y.z", "-d", "@/dev/zero"], "/dev/zero cannot be read\n  why: larger than 128 MiB"),
         (["decode", "/dev/zero"], "error: /dev/zero cannot be read"),
         (["ls", "--env-file", "/dev/zero"], "error: --env-file /dev/zero cannot be read"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import re
 import sys
 from pathlib import Path
@@ -9,24 +11,33 @@ from typing import Any
 
 import msgspec
 
+from ..wire.request_frame import DEFAULT_MAX_FRAME_SIZE
 from ._errors import usage
+
+# JSON with spaces may be several times as long as the frame that it becomes; a device would never end.
+MAX_REQUEST = 4 * DEFAULT_MAX_FRAME_SIZE
 
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_request(data: str, option: str = "-d") -> Any:
+def read_request(data: str, option: str = "-d", *, most: int = MAX_REQUEST) -> Any:
     """Read the request: JSON, ``@FILE``, ``-``.
 
+    Args:
+        most: bytes that a file may have.
+
     Raises:
-        CommandError: no such file, or no JSON.
+        CommandError: no such file, one that is too large, or no JSON.
     """
     source = option
-    if data in ("-", "@-"):
-        raw, source = sys.stdin.buffer.read(), "standard input"
-    elif data.startswith("@"):
-        source = data[1:]
+    if data.startswith("@") or data == "-":
+        is_stdin = data in ("-", "@-")
+        source = "standard input" if is_stdin else data[1:]
         try:
-            raw = Path(source).read_bytes()
+            with contextlib.nullcontext(sys.stdin.buffer) if is_stdin else Path(source).open("rb") as file:
+                raw = file.read(most + 1)
+            if len(raw) > most:
+                raise OSError(errno.EFBIG, f"larger than {most >> 20} MiB")
         except OSError as exc:
             raise usage(
                 f"{source} cannot be read",

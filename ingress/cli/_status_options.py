@@ -18,6 +18,9 @@ from ._worker_flags import check_seconds
 
 STATUS = Group("Status", sort_key=5)
 
+# As of an env file: nobody probes with so much, and a device would never end.
+MAX_CANARY = 1 << 20
+
 _DEFAULT = StatusOptions()
 
 
@@ -144,12 +147,12 @@ def read_canaries(texts: Iterable[str], endpoints: Sequence[str], namespace: str
         name, equals, data = text.partition("=")
         # No JSON document and no @FILE begins like an endpoint that is followed by an equals sign.
         if not equals or not name.replace(".", "").replace("-", "").replace("_", "").isalnum():
-            for_all = dict.fromkeys(endpoints, read_request(text, "--canary"))
+            for_all = dict.fromkeys(endpoints, read_request(text, "--canary", most=MAX_CANARY))
             continue
         endpoint = check_endpoint(name, namespace)
         if endpoint not in endpoints:
             raise usage(f"--canary {name}=… is for no endpoint of this worker", f"it serves {', '.join(endpoints)}", "")
-        for_one[endpoint] = read_request(data, "--canary")
+        for_one[endpoint] = read_request(data, "--canary", most=MAX_CANARY)
     return for_all | for_one
 
 
