@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict
 import trio
 
 from ._descriptors import StreamDescriptors
-from ._failures import describe_failure, must_pass
+from ._failures import class_name, describe_failure, must_pass
 from ._memory_watermark import MemoryWatermark
 from ._request_memory import SMALL_REQUEST, HeldMemory, RequestMemory
 from ._text import RateLimitedLogger, printable
@@ -156,7 +156,7 @@ class Admission:
                 if must_pass(exc):
                     raise
                 self._log.log(
-                    logging.ERROR, type(exc).__name__, "admission policy failed in release: %s", describe_failure(exc)
+                    logging.ERROR, class_name(exc), "admission policy failed in release: %s", describe_failure(exc)
                 )
 
     def expire(self, slot: Slot) -> None:

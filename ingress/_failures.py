@@ -33,6 +33,8 @@ _KINDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     ((asyncio.CancelledError,), "Cancelled"),
 )
 
+_NAME_OF_CLASS = vars(type)["__name__"].__get__
+
 
 def is_cancellation(exc: BaseException) -> bool:
     """Tell whether a cancel scope had a hand in it.
@@ -66,7 +68,12 @@ def error_event_of(failure: BaseException) -> ErrorEvent:
         kind = failure.backend_kind
         return ErrorEvent.of_kind(kind, text_of(failure), is_public=kind == "InvalidArgument")
     kind = next((kind for types, kind in _KINDS if isinstance(failure, types)), "Unknown")
-    return ErrorEvent.of_kind(kind, f"{type(failure).__name__}: {text_of(failure)}")
+    return ErrorEvent.of_kind(kind, f"{class_name(failure)}: {text_of(failure)}")
+
+
+def class_name(failure: BaseException) -> str:
+    """Return the name that the exception's class has, whatever its metaclass says of it: that may raise, too."""
+    return printable(_NAME_OF_CLASS(type(failure)), 100)
 
 
 def text_of(failure: BaseException) -> str:
@@ -89,7 +96,7 @@ def describe_failure(failure: BaseException) -> str:
             traceback = traceback.tb_next
         code = traceback.tb_frame.f_code
         place = f" ({code.co_filename.rsplit('/', 1)[-1]}:{traceback.tb_lineno} in {code.co_name})"
-    return quoted(f"{type(failure).__name__}: {text_of(failure)}", 500) + place
+    return quoted(f"{class_name(failure)}: {text_of(failure)}", 500) + place
 
 
 def refusal_text(error: IngressError) -> str:

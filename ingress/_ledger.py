@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from ._context import RequestContext
-from ._failures import describe_failure
+from ._failures import class_name, describe_failure
 from ._logging import TRACE
 from ._request_log import RequestLog
 from ._response import Response
@@ -58,7 +58,7 @@ class Ledger:
         self._metrics.count_error(error_type)
         self._log.log(
             logging.WARNING,
-            type(failure).__name__,
+            class_name(failure),
             "request %s of %s failed: %s",
             quoted(context.id),
             self._endpoint_id,

@@ -238,6 +238,36 @@ async def test_e01_e02_e06_what_an_engine_raises_goes_home_as_an_error_event_and
         stage.assert_nothing_left()
 
 
+class Nameless(type):
+    def __getattribute__(cls, name: str) -> Any:
+        if name == "__name__":
+            raise RuntimeError("no name")
+        return super().__getattribute__(name)
+
+
+class NamelessError(Exception, metaclass=Nameless):
+    pass
+
+
+@pytest.mark.parametrize("before", [0, 2])
+async def test_e02_a_failure_whose_class_does_not_tell_its_name_goes_home_too(
+    before: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def engine(request: Any) -> AsyncIterator[Any]:
+        for i in range(before):
+            yield i
+        raise NamelessError("x")
+
+    async with open_stage(engine) as stage:
+        said = await stage.tell(1)
+        assert said.is_whole and said.items == list(range(before))
+        assert [(error.kind, error.message) for error in said.errors] == [("Unknown", "NamelessError: x")]
+        assert stage.counted_ends() == {"generate": 1}
+        (record,) = caplog.records
+        assert "failed: NamelessError: x (test_handler.py:" in record.getMessage()
+        stage.assert_nothing_left()
+
+
 async def test_an_error_text_of_a_megabyte_goes_home_clipped() -> None:
     async def engine(request: Any) -> AsyncIterator[Any]:
         if request:
