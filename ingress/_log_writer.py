@@ -61,9 +61,9 @@ class LineWriter(logging.Handler):
         return self._rejected + self._unwritten
 
     @property
-    def is_idle(self) -> bool:
-        """True where all that was taken has been written, or given up."""
-        return not (self._lines or self._wanted.is_set())
+    def waiting(self) -> int:
+        """Lines that the thread has not taken yet."""
+        return len(self._lines)
 
     def mark_plain(self) -> None:
         """Have its present formatter and filters make the lines of :func:`ingress._logging.plain_line`."""
@@ -101,7 +101,7 @@ class LineWriter(logging.Handler):
     def flush(self, timeout: float = CLOSE_TIMEOUT) -> None:
         """Wait until everything has been written, but not for long."""
         deadline = time.monotonic() + timeout
-        while not self.is_idle and self._is_writing() and time.monotonic() < deadline:
+        while (self._lines or self._wanted.is_set()) and self._is_writing() and time.monotonic() < deadline:
             time.sleep(0.002)
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -18,6 +19,7 @@ from ingress import MemoryDiscovery, make_worker
 from ingress._log_writer import LineWriter
 from ingress._serve import serve_until_signalled
 from ingress.cli._drain import drain_line, show_drain
+from ingress.cli._screen import make_console
 from ingress.testing import MemoryNetwork
 
 from .raw_caller import open_stage
@@ -60,6 +62,35 @@ async def test_without_a_terminal_a_log_line_comes_every_five_seconds(
         "draining: refusing, 1 open, 9 s left to finish",
         "draining: refusing, 1 open, 4 s left to finish",
     ]
+
+
+class Waiting(LineWriter):
+    """Keeps what it is given, and nobody takes it."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.texts: list[str] = []
+
+    @property
+    def waiting(self) -> int:
+        return len(self.texts)
+
+    def write_line(self, line: str, end: str = "\n") -> None:
+        self.texts.append(line + end)
+
+
+async def test_r08_a_terminal_that_takes_nothing_is_not_filled_with_countdowns(autojump_clock: MockClock) -> None:
+    writer = Waiting()
+    async with trio.open_nursery() as nursery:
+        async with open_stage(sleep_for, linger=2, drain_budget=100) as stage:
+            nursery.start_soon(show_drain, stage.worker, make_console(io.StringIO(), "always"), writer)
+            response = await stage.call(90)
+            stage.worker.drain()
+            await response.read_to_sentinel()
+        nursery.cancel_scope.cancel()
+    assert "draining: lingering, 1 open, 2 s until new requests are refused" in writer.texts[1]
+    assert len(writer.texts) == 101
+    assert writer.texts[-1] == "\r\x1b[2K"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals and terminals as POSIX has them")

@@ -21,6 +21,9 @@ logger = logging.getLogger("ingress.cli")
 # On a terminal the line is written anew this often.
 _REDRAW = 0.25
 
+# A terminal that was stopped with Ctrl-S takes nothing for hours: the log needs the room more than a line of the past.
+_MOST_WAITING = 100
+
 # Where there is no terminal, a log line as often as this; the worker itself logs each phase as it begins.
 _LOG_INTERVAL = 5.0
 
@@ -78,8 +81,7 @@ async def _redraw_line(worker: Worker, console: Console, log_writer: LineWriter)
 
     try:
         while True:
-            # A terminal that was stopped with Ctrl-S takes nothing for hours, and then needs only the latest.
-            if log_writer.is_idle:
+            if log_writer.waiting < _MOST_WAITING:
                 draw(drain_line(worker)[: console.width - 1])
             await trio.sleep(_REDRAW)
     finally:
