@@ -245,3 +245,18 @@ def test_where_not_even_that_can_be_told_the_exit_code_does(tmp_path: Path) -> N
 def test_without_a_standard_output_nothing_is_lost_but_the_output(tmp_path: Path) -> None:
     ended = subprocess.run([*INGRESS, "settings"], preexec_fn=lambda: os.close(1), cwd=tmp_path, env=environment())
     assert ended.returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [("call", "generate", "-d", "-"), ("decode", "-")])
+def test_standard_input_that_is_closed_is_an_error_in_three_lines(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    ended = subprocess.run(
+        ["sh", "-c", 'exec "$@" 0<&-', "sh", *INGRESS, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment(),
+        timeout=PATIENCE,
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    what, why, hint = ended.stderr.splitlines()
+    assert what.endswith("cannot be read") and why == "  why: it is closed" and hint.startswith("  try: ")

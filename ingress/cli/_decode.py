@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import re
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -20,7 +17,7 @@ from .._text import printable
 from ._errors import EXIT_CLEAN, EXIT_FAILED, usage
 from ._explain import Explanation, Field, Form, Frame, explain
 from ._options import DEFAULT_OUTPUT, AsJson, OutputOptions
-from ._payloads import print_document
+from ._payloads import print_document, read_file
 
 SCHEMA = "ingress.decode/1"
 
@@ -85,11 +82,7 @@ def read_input(file: str) -> bytes:
         CommandError: it cannot be read.
     """
     try:
-        with contextlib.nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as opened:
-            content = opened.read(MAX_INPUT + 1)
-        if len(content) > MAX_INPUT:
-            raise OSError(errno.EFBIG, f"larger than {MAX_INPUT >> 20} MiB")
-        return content
+        return read_file(None if file == "-" else file, MAX_INPUT)
     except OSError as exc:
         raise usage(f"{file} cannot be read", exc.strerror or str(exc), "a file, or - for standard input") from exc
 

@@ -34,10 +34,7 @@ def read_request(data: str, option: str = "-d", *, most: int = MAX_REQUEST) -> A
         is_stdin = data in ("-", "@-")
         source = "standard input" if is_stdin else data[1:]
         try:
-            with contextlib.nullcontext(sys.stdin.buffer) if is_stdin else Path(source).open("rb") as file:
-                raw = file.read(most + 1)
-            if len(raw) > most:
-                raise OSError(errno.EFBIG, f"larger than {most >> 20} MiB")
+            raw = read_file(None if is_stdin else source, most)
         except OSError as exc:
             raise usage(
                 f"{source} cannot be read",
@@ -55,6 +52,17 @@ def read_request(data: str, option: str = "-d", *, most: int = MAX_REQUEST) -> A
             else option + """ '{"prompt":"hello"}'"""
         )
         raise usage(f"{source} is not JSON", str(exc), hint) from exc
+
+
+def read_file(path: str | None, most: int) -> bytes:
+    """Read a file, or standard input for None, of at most so many bytes; raises OSError."""
+    if path is None and sys.stdin is None:  # `<&-`
+        raise OSError(errno.EBADF, "it is closed")
+    with contextlib.nullcontext(sys.stdin.buffer) if path is None else Path(path).open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"larger than {most >> 20} MiB")
+    return content
 
 
 def read_instance_id(text: str) -> int:
