@@ -28,11 +28,12 @@ MAX_PENDING_DIALS_OF_PEER_TO_ADDRESS = 48
 # To an address that has not answered yet: the first answer makes room for the others.
 MAX_PENDING_DIALS_TO_NEW_ADDRESS = 8
 
-# The part of all turns, and of a peer's, that only addresses that have answered get.
-_RESERVED = 1 / 4
+# The part of a peer's turns that only addresses that have answered get; and the part of all.
+_RESERVED_OF_PEER, _RESERVED = 1 / 4, 1 / 8
 
-# The part of all turns that only callers get who have none.
-_SPARED = 1 / 4
+# The part of all turns that only callers get who have none: more than the one before, so that who has earned turns and
+# leaves them unused keeps none waiting who comes for the first time.
+_SPARED = 3 / 8
 
 # What a dial is given once another address waits for its turn. A lost SYN is sent again after a second.
 HURRIED_TIMEOUT = 1.5
@@ -132,7 +133,7 @@ class Turn:
         most = MAX_PENDING_DIALS_OF_PEER_TO_ADDRESS if self.is_to_answered else MAX_PENDING_DIALS_TO_NEW_ADDRESS
         self.shares = (
             limits._share(self._keys[0], most),
-            limits._share(self._keys[1], MAX_PENDING_DIALS_OF_PEER, _RESERVED),
+            limits._share(self._keys[1], MAX_PENDING_DIALS_OF_PEER, _RESERVED_OF_PEER),
             limits._all,
         )
         self._scope: trio.CancelScope | None = None

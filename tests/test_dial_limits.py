@@ -120,27 +120,29 @@ async def test_d05_an_address_that_has_answered_has_48_of_64_turns_until_it_is_s
     assert not limits.outcomes.is_failing(ADDRESS)
 
 
-async def test_d05_256_dials_are_pending_at_most_and_192_of_them_to_new_addresses() -> None:
+async def test_d05_256_dials_are_pending_at_most_and_224_of_them_to_new_addresses() -> None:
     limits = DialLimits()
 
     def take(numbers: range) -> int:
         """A dial of a caller of its own each."""
         return sum(limits.take_turn_nowait(f"peer {number}", number) is not None for number in numbers)
 
-    assert take(range(400)) == 192
+    assert take(range(400)) == 224
     for number in range(400, 600):
         limits.outcomes.note_answer(number)
-    assert take(range(400, 600)) == 64
+    assert take(range(400, 600)) == 32
 
 
-async def test_d05_of_all_turns_a_quarter_is_for_callers_that_have_none() -> None:
+async def test_d05_of_all_turns_three_eighths_are_for_callers_that_have_none() -> None:
     limits = DialLimits()
     for number in range(400):
         limits.outcomes.note_answer(number)
     turns = [limits.take_turn_nowait(f"peer {number % 20}", number) for number in range(400)]
-    assert sum(turn is not None for turn in turns) == 192
-    assert all(limits.take_turn_nowait(f"good {number}", number) is not None for number in range(64))
-    assert limits.take_turn_nowait("good 64", 64) is None
+    assert sum(turn is not None for turn in turns) == 160
+    assert all(limits.take_turn_nowait(f"new {number}", f"new {number}") is not None for number in range(64))
+    assert limits.take_turn_nowait("new 64", "new 64") is None
+    assert all(limits.take_turn_nowait(f"good {number}", number) is not None for number in range(32))
+    assert limits.take_turn_nowait("good 32", 32) is None
 
 
 async def test_d05_callers_that_wait_have_the_next_turn_one_after_the_other(autojump_clock: MockClock) -> None:
@@ -247,7 +249,7 @@ async def test_d05_a_thousand_callers_whom_nobody_can_reach_do_not_keep_a_new_on
             nursery.start_soon(dial, number)
         await wait_all_tasks_blocked()
         newcomer = await limits.take_turn("newcomer", "home")
-        assert trio.current_time() == 4 * CROWDED_TIMEOUT + HURRIED_TIMEOUT
+        assert trio.current_time() == 3 * CROWDED_TIMEOUT + HURRIED_TIMEOUT
         newcomer.release()
 
 
@@ -343,7 +345,7 @@ async def test_d05_dials_that_succeed_are_never_limited() -> None:
 
 async def test_a_turn_is_given_back_when_its_waiter_has_gone() -> None:
     limits = DialLimits()
-    turns = [await limits.take_turn(f"peer {number}", number) for number in range(192)]
+    turns = [await limits.take_turn(f"peer {number}", number) for number in range(224)]
     for peer in ("peer 1", "another"):
         with trio.move_on_after(0) as scope:
             await limits.take_turn(peer, 0)

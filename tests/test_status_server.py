@@ -21,15 +21,17 @@ import pytest
 import trio
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
+from trio.testing import wait_all_tasks_blocked
 
 from ingress._engine import make_engine
+from ingress._fair_line import FairLine
 from ingress.errors import StartupError
 from ingress.metrics import WorkerMetrics
 from ingress.status import DRAINING, STARTING, StatusOptions, WorkerStatus
 from ingress.status._app import StatusPages, make_app
 from ingress.status._health import HealthState
 from ingress.status._progress import read_progress
-from ingress.status._server import MAX_REQUESTS, serve_status
+from ingress.status._server import MAX_REQUESTS, GuardedStream, serve_status
 from ingress.wire.records import EndpointId
 
 GENERATE = EndpointId("demo", "backend", "generate")
@@ -405,6 +407,42 @@ async def test_o03_whoever_hoards_connections_pushes_out_his_own() -> None:
                 ended += 1
             await stream.aclose()
         assert ended >= 22
+
+
+async def test_o03_whoever_hoards_connections_pushes_out_nobody_elses() -> None:
+    """Three hundred connections of one address had kept every probe out for as long as they came again."""
+    async with served_raw(max_connections=8) as address:
+        good = await trio.open_tcp_stream(*address, local_address="127.0.0.2")
+        request = b"GET /live HTTP/1.1\r\nhost: x\r\n\r\n"
+        assert b"HTTP/1.1 200" in await ask(good, request)
+        hoard = [await connect(address) for _ in range(30)]
+        await assert_answers(address)
+        assert b"HTTP/1.1 200" in await ask(good, request)
+        for stream in (good, *hoard):
+            await stream.aclose()
+
+
+async def test_o03_a_request_whose_connection_was_pushed_out_waits_for_no_turn() -> None:
+    """Its answer would reach nobody: there had been work for 18 s after hundreds of slow readers had left."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.send(PIPELINED)
+        turn = FairLine()
+        stream = GuardedStream(trio.SocketStream(trio.socket.from_stdlib_socket(ours)), turn, 5.0)
+        requests: list[bytes] = []
+
+        async def serve() -> None:
+            with stream.use:
+                requests.append(bytes(await stream.receive_some()))
+
+        async with turn, trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            await wait_all_tasks_blocked()
+            stream.drop()
+            with trio.fail_after(5):
+                while nursery.child_tasks:
+                    await trio.lowlevel.checkpoint()
+        assert requests == []
 
 
 PIPELINED = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n"

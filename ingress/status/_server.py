@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 import trio
 
 from .._descriptors import present_descriptors, status_connections
+from .._fair_line import FairLine, of_peer
 from .._hosts import join_host_port
+from .._shares import caller_of
 from .._text import RateLimitedLogger, printable
 from ..errors import StartupError
 
@@ -54,8 +56,8 @@ async def serve_status(
     A client's misbehaviour never ends it, and cancellation does not wait for clients.
 
     Args:
-        max_connections: one more pushes the oldest out, so that whoever hoards them keeps no probe waiting; None for
-            what the limit of open files leaves to it.
+        max_connections: one more pushes out the oldest of the address that has most of them, so that whoever hoards
+            them keeps no probe waiting; None for what the limit of open files leaves to it.
 
     Raises:
         StartupError: the address is taken or not ours.
@@ -108,7 +110,7 @@ def _leaves(exc: BaseException) -> list[OSError]:
 
 
 class _Connections:
-    """The open connections, oldest first; for one server's tasks."""
+    """The open connections of each address, oldest first; for one server's tasks."""
 
     def __init__(self, app: ASGIApp, deadline: float, limit: int) -> None:
         from hypercorn.trio.worker_context import WorkerContext
@@ -120,8 +122,8 @@ class _Connections:
         self._context = WorkerContext(None)
         self._deadline = deadline
         self._limit = limit
-        self._streams: dict[GuardedStream, None] = {}
-        self._turn = trio.Lock()
+        self._streams: dict[str, dict[GuardedStream, None]] = {}
+        self._turn = FairLine()
 
     async def serve(self, raw: trio.SocketStream) -> None:
         """The wall round one connection."""
@@ -129,13 +131,16 @@ class _Connections:
 
         from ._http1 import Http1Connection
 
+        peer = _peer_of(raw)
+        of_peer.set(peer)
         stream = GuardedStream(raw, self._turn, self._deadline)
-        if len(self._streams) >= self._limit:
+        if sum(map(len, self._streams.values())) >= self._limit:
             self.log.log(logging.WARNING, "status connections", "status: over %d connections", self._limit)
-            oldest = next(iter(self._streams))
-            del self._streams[oldest]
+            hoarder = max(self._streams, key=lambda each: len(self._streams[each]))
+            oldest = next(iter(self._streams[hoarder]))
+            self._leave(hoarder, oldest)
             oldest.drop()
-        self._streams[stream] = None
+        self._streams.setdefault(peer, {})[stream] = None
         try:
             with stream.use:
                 await Http1Connection(self._app, self._config, self._context, ConnectionState({}), stream)  # type: ignore[arg-type]  # the parts of a stream that it uses
@@ -146,22 +151,37 @@ class _Connections:
                 )
                 logger.debug("traceback", exc_info=exc)
         finally:
-            self._streams.pop(stream, None)
+            self._leave(peer, stream)
             stream.drop()
 
+    def _leave(self, peer: str, stream: GuardedStream) -> None:
+        streams = self._streams.get(peer, {})
+        streams.pop(stream, None)
+        if not streams:
+            self._streams.pop(peer, None)
+
     def drop_all(self) -> None:
-        for stream in self._streams:
-            stream.drop()
+        for streams in self._streams.values():
+            for stream in streams:
+                stream.drop()
+
+
+def _peer_of(raw: trio.SocketStream) -> str:
+    try:
+        return caller_of(str(raw.socket.getpeername()[0]))
+    except OSError:  # it has left already
+        return ""
 
 
 class GuardedStream(trio.abc.HalfCloseableStream):
     """A socket stream with bounds on what hypercorn leaves unbounded; the turn is shared by all connections."""
 
-    def __init__(self, raw: trio.SocketStream, turn: trio.Lock, deadline: float) -> None:
+    def __init__(self, raw: trio.SocketStream, turn: FairLine, deadline: float) -> None:
         self.socket = raw.socket
         self.is_dropped = False
         self.use = trio.CancelScope()
-        """Cancelled when nobody takes an answer any more: hypercorn would answer whatever was asked before."""
+        """Cancelled when nobody takes an answer any more: hypercorn would answer whatever was asked before, also for
+        some 20 s after hundreds had left that had read slowly."""
         self._raw = raw
         self._turn = turn
         self._deadline = deadline
@@ -181,7 +201,6 @@ class GuardedStream(trio.abc.HalfCloseableStream):
             self.use.cancel()
             raise
         if scope.cancelled_caught:
-            self.use.cancel()
             self.drop()
             raise trio.BrokenResourceError(f"client took too little in {self._deadline:g} s")
 
@@ -195,8 +214,9 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         await self._raw.aclose()
 
     def drop(self) -> None:
-        """Close at once, from any task; whoever reads or writes is told."""
+        """Close at once, from any task, and end what is done for it."""
         self.is_dropped = True
+        self.use.cancel()
         self.socket.close()
 
 
