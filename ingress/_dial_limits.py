@@ -173,7 +173,8 @@ class Turn:
         """Note that it has failed: without an answer those who wait for the same address need not try."""
         self._limits.outcomes.note_failure(self.target, address, is_silent=is_silent)
         if is_silent:
-            self.shares[0].dissolve()
+            for share in self.shares:
+                share.dismiss(self.peer, self.target)
 
     def release(self) -> None:
         """Let the next one dial; once."""
@@ -239,11 +240,12 @@ class _Share:
         self._most = max(self._most, most)
         self._hand_on()
 
-    def dissolve(self) -> None:
-        """Send away those who wait."""
+    def dismiss(self, peer: str, target: Hashable) -> None:
+        """Send away those of the caller who wait for the target."""
         for line in (self._first, self._others):
-            while (found := line.pop(lambda _: True)) is not None:
-                found[1].set()
+            for turn in line.turns_of(peer):
+                if turn.target == target:
+                    line.discard(turn)
 
     @property
     def is_crowded(self) -> bool:
@@ -304,10 +306,14 @@ class _Line:
         self._count += 1
         return woken
 
+    def turns_of(self, peer: str) -> list[Turn]:
+        return list(self._of_peers.get(peer, ()))
+
     def discard(self, turn: Turn) -> None:
-        """Wait no more, for who still does."""
+        """Wait no more, without a turn, for who still does."""
         turns = self._of_peers.get(turn.peer)
-        if turns and turns.pop(turn, None) is not None:
+        if turns and (woken := turns.pop(turn, None)) is not None:
+            woken.set()
             self._count -= 1
             if not turns:
                 del self._of_peers[turn.peer]

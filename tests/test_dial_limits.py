@@ -17,7 +17,7 @@ from ingress._dial_limits import CROWDED_TIMEOUT, HURRIED_TIMEOUT, DialLimits
 from ingress._dial_outcomes import DOUBT_TIME
 from ingress._dial_policy import DialPolicy
 from ingress._network import TcpNetwork
-from ingress.errors import DialBackRefused
+from ingress.errors import DialBackRefused, ResponseStreamError
 from ingress.testing import MemoryNetwork
 from ingress.testing._memory import MemoryStream
 from ingress.wire.addresses import HostName, parse_address, parse_host_name
@@ -168,6 +168,33 @@ async def test_d05_callers_that_wait_have_the_next_turn_one_after_the_other(auto
         await wait_all_tasks_blocked()
         nursery.start_soon(dial, "good", 400, 10)
     assert order.index("good") == 1
+
+
+async def test_d05_who_waits_for_an_address_that_was_silent_is_sent_away(autojump_clock: MockClock) -> None:
+    """Wherever it waits: of 64 requests to each of 80 such addresses, those in line had taken every slot."""
+    limits = DialLimits()
+    sent_away: list[float] = []
+    for number in range(10):
+        limits.outcomes.note_answer(number)
+
+    async def dial(number: int) -> None:
+        try:
+            turn = await limits.take_turn(f"peer {number}", number)
+        except ResponseStreamError:
+            sent_away.append(trio.current_time())
+            return
+        with turn.begin(5.0):
+            await trio.sleep_forever()
+        turn.note_failure(ADDRESS, is_silent=True)
+        turn.release()
+
+    async with trio.open_nursery() as nursery:
+        for number in range(10):
+            for _ in range(40):
+                nursery.start_soon(dial, number)
+    assert set(sent_away) == {HURRIED_TIMEOUT}
+    assert 200 < len(sent_away) <= 400 - 160  # a few have their turn in the same moment
+    assert trio.current_time() == HURRIED_TIMEOUT + 5.0
 
 
 async def test_d05_who_has_answered_and_does_no_more_has_not_answered_for_a_minute(autojump_clock: MockClock) -> None:
