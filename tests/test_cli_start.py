@@ -249,6 +249,41 @@ def test_standard_descriptors_that_are_closed_are_nobody_elses(tmp_path: Path) -
         process.wait()
 
 
+LEAVES_A_THREAD = """
+import threading
+import time
+
+async def generate(request):
+    threading.Thread(target=time.sleep, args=(600,), name="left behind").start()
+    yield request
+"""
+
+
+def test_r02_threads_that_an_engine_has_left_behind_hold_up_no_end(tmp_path: Path) -> None:
+    """It had said that it was stopped, and stayed for as long as they did."""
+    (tmp_path / "leaves.py").write_text(LEAVES_A_THREAD)
+    store = ("--file-kv", str(tmp_path / "kv"))
+    with serving("leaves.py", "--grace", "0", *store, cwd=tmp_path) as served:
+        assert run("call", "generate", "-d", "1", *store, cwd=tmp_path).returncode == 0
+        served.process.terminate()
+        _, said = served.process.communicate(timeout=PATIENCE)
+    assert served.process.returncode == 0
+    assert said.splitlines()[-1].endswith("leaving without threads that engines have left behind: ['left behind']")
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_r08_signals_that_a_worker_lives_by_harm_nothing_while_it_ends(number: int, tmp_path: Path) -> None:
+    """They had ended it in its last moments, and the last lines of its log had been lost."""
+    with serving("echo", "--grace", "0", "--file-kv", str(tmp_path / "kv"), cwd=tmp_path) as served:
+        served.process.terminate()
+        while served.process.poll() is None:
+            served.process.send_signal(number)
+            time.sleep(0.005)
+        assert served.process.stderr is not None
+        assert "stopped: drained, every request was answered" in served.process.stderr.read()
+    assert served.process.returncode == 0
+
+
 # -- a loop that is stuck --------------------------------------------------------------------------------------------
 
 STUCK = """

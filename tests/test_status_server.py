@@ -445,6 +445,19 @@ async def test_o03_a_request_whose_connection_was_pushed_out_waits_for_no_turn()
         assert requests == []
 
 
+async def test_o03_a_client_that_waits_to_be_told_to_go_on_is_answered_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Each such request had put a traceback of 3 KB into the log."""
+    async with served_raw() as address:
+        for _ in range(20):
+            async with await connect(address) as stream:
+                await ask(
+                    stream,
+                    b"POST /metrics HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n",
+                )
+        await assert_answers(address)
+    assert caplog.messages == []
+
+
 PIPELINED = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n"
 
 

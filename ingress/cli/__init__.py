@@ -26,15 +26,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         with suppress(OSError):  # told below, as for every verb
             print(f"ingress {__version__}", flush=True)
             return 0
-    from ._start import signals_from_the_start, take_standard_descriptors
+    from ._start import end_soon, signals_from_the_start, take_standard_descriptors
 
     take_standard_descriptors()
     _forget_empty_variables()
     arguments = _verb_first(arguments)
-    with signals_from_the_start() if arguments[:1] == ["serve"] else nullcontext():
+    is_service, is_process = arguments[:1] == ["serve"], argv is None
+    with signals_from_the_start(to_the_end=is_process) if is_service else nullcontext():
         from ._app import run_command_line
 
-        return run_command_line(arguments)
+        exit_code = run_command_line(arguments)
+    if is_service and is_process:
+        end_soon(exit_code)
+    return exit_code
 
 
 def _forget_empty_variables() -> None:

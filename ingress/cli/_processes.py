@@ -36,7 +36,7 @@ _HIGHEST_PORT = 65535
 
 _ENDINGS = {
     EXIT_CLEAN: "drained, every request was answered",
-    EXIT_CANCELLED_BY_DRAIN: "drained, some requests were cancelled by the budget",
+    EXIT_CANCELLED_BY_DRAIN: "drained, some requests were cancelled by the budget, or a process did not end",
     EXIT_FAILED: "at least one failed while it drained",
 }
 

@@ -9,10 +9,14 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
 from .._signals import ENDING, Handler, ignore_for_now, leave_now, signals_handled
+
+# For threads of engines to end after the worker has.
+_LEFT_BEHIND_TIME = 1.0
 
 # Names the line to the process that has started this one; see _parent_line.py.
 LINE_VARIABLE = "INGRESS_PROCESS_LINE"
@@ -32,12 +36,15 @@ def take_standard_descriptors() -> None:
 
 
 @contextlib.contextmanager
-def signals_from_the_start() -> Iterator[None]:
+def signals_from_the_start(*, to_the_end: bool = False) -> Iterator[None]:
     """While inside, where nobody else handles them, SIGTERM and SIGINT end the process at once and SIGHUP does nothing.
 
     As long as a worker loads there is nobody to drain for. Left to the system, the first process of a container would
     hear no SIGTERM, and any would end by SIGHUP, which asks to read again what has not been read yet. A process of
     several leaves its end to its parent: it has not failed to start where all are told to end.
+
+    Args:
+        to_the_end: the process ends with this, and SIGHUP and SIGUSR1 do nothing either after it.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -46,8 +53,28 @@ def signals_from_the_start() -> Iterator[None]:
     for name in ("SIGHUP", "SIGUSR1"):  # which a worker that serves reads its files by, and tells what it does
         if (number := getattr(signal, name, None)) is not None:
             handlers[number] = ignore_for_now
+            if to_the_end:
+                signal.signal(number, signal.SIG_IGN)
     with signals_handled(handlers):
         yield
+
+
+def end_soon(exit_code: int) -> None:
+    """Have the process end within a second of its main thread, whatever threads engines have left behind."""
+
+    def last_words() -> None:
+        import logging
+
+        left = [thread.name for thread in threading.enumerate() if not (thread.daemon or thread is main)]
+        logging.getLogger("ingress.cli").warning("leaving without threads that engines have left behind: %s", left)
+
+    def wait() -> None:
+        main.join()  # until the interpreter waits for the others
+        time.sleep(_LEFT_BEHIND_TIME)
+        leave_now(exit_code, last_words)
+
+    main = threading.main_thread()
+    threading.Thread(target=wait, name="ingress end", daemon=True).start()
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

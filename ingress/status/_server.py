@@ -183,6 +183,7 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         """Cancelled when nobody takes an answer any more: hypercorn would answer whatever was asked before, also for
         some 20 s after hundreds had left that had read slowly."""
         self._raw = raw
+        self._sending = trio.Lock()
         self._turn = turn
         self._deadline = deadline
 
@@ -196,7 +197,8 @@ class GuardedStream(trio.abc.HalfCloseableStream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         try:
             with trio.move_on_after(self._deadline) as scope:
-                await self._raw.send_all(data)
+                async with self._sending:
+                    await self._raw.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self.use.cancel()
             raise
@@ -208,7 +210,8 @@ class GuardedStream(trio.abc.HalfCloseableStream):
         await self._raw.wait_send_all_might_not_block()
 
     async def send_eof(self) -> None:
-        await self._raw.send_eof()
+        async with self._sending:  # hypercorn may close while it answers, where a client waits to be told to go on
+            await self._raw.send_eof()
 
     async def aclose(self) -> None:
         await self._raw.aclose()
