@@ -95,7 +95,10 @@ class LineWriter(logging.Handler):
         self._lines.append(line + end)
         if not self._wanted.is_set():
             with self._starting:  # lines come from several threads, and two writers would be at odds
-                self._keep_thread()
+                try:
+                    self._keep_thread()
+                except RuntimeError:  # none to be had: the next line tries again, and this one waits
+                    return
             self._wanted.set()
 
     def flush(self, timeout: float = CLOSE_TIMEOUT) -> None:

@@ -455,6 +455,23 @@ def test_lines_come_again_when_the_stream_does(tmp_path: Path) -> None:
     assert stream.getvalue().endswith("kept\n")
 
 
+def test_r08_lines_wait_while_no_thread_is_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    read_end, stream = pipe()
+    writer = set_up_logging({}, stream)
+    with monkeypatch.context() as system:
+        system.setattr(threading.Thread, "start", fail)
+        log.info("first")
+        writer.flush()
+    log.info("second")
+    writer.close()
+    stream.close()
+    assert [line.rpartition(" ")[2] for line in read_all(read_end)] == ["first", "second"]
+    assert writer.dropped == 0
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_r10_a_forked_child_logs_its_own_lines_and_none_of_its_parents() -> None:

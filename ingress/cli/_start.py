@@ -74,7 +74,8 @@ def end_soon(exit_code: int) -> None:
         leave_now(exit_code, last_words)
 
     main = threading.main_thread()
-    threading.Thread(target=wait, name="ingress end", daemon=True).start()
+    with contextlib.suppress(RuntimeError):  # no thread to be had, and so hardly any left behind
+        threading.Thread(target=wait, name="ingress end", daemon=True).start()
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
