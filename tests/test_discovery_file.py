@@ -595,8 +595,12 @@ async def test_a_record_that_no_reader_would_take_is_refused_before_anything_is_
 async def test_k04_names_too_long_for_a_file_are_a_startup_error(
     discovery: FileDiscovery, autojump_clock: MockClock, disk: ShakyDisk
 ) -> None:
-    with pytest.raises(StartupError, match="File name too long"):
-        await discovery.serve_records([record(1, EndpointId("n" * 128, "c" * 128, "e" * 128))])
+    full = EndpointId("n" * 128, "c" * 101, "e")
+    async with announced(discovery, record(2**64 - 1, full)):
+        assert len(disk.names()) == 1
+    longer = EndpointId("n" * 128, "c" * 102, "e")
+    with pytest.raises(StartupError, match=rf"cannot announce {longer}: .* file name has 256 bytes \(max: 255\)"):
+        await discovery.serve_records([record(), record(2**64 - 1, longer)])
     assert disk.names() == set()
 
 

@@ -29,6 +29,8 @@ from ._watcher import DirectoryWatcher
 DEFAULT_EXPIRY = 10.0
 DEFAULT_TOUCH_INTERVAL = 3.0
 DEFAULT_POLL_INTERVAL = 0.1
+MAX_FILE_NAME = 255
+"""Bytes that any file system takes. Separators and an instance id leave 230 of them for an endpoint's three names."""
 
 
 def default_directory(environ: Mapping[str, str]) -> Path:
@@ -158,6 +160,11 @@ def _contents(records: Sequence[DiscoveryRecord], bucket: str) -> dict[str, byte
         if record.bucket != bucket:
             continue
         name, content = record.file_name, record.encode()
+        if (size := len(name)) > MAX_FILE_NAME:  # percent-quoted, so a byte each
+            text = (
+                f"cannot announce {record.endpoint_id}: its record's file name has {size} bytes (max: {MAX_FILE_NAME})"
+            )
+            raise StartupError(text)
         twin = spellings.setdefault(name.casefold(), record.endpoint_id)
         if twin != record.endpoint_id:  # one file on many file systems, where each would take away the other's
             raise StartupError(f"endpoints {twin} and {record.endpoint_id} differ by nothing but case")
