@@ -101,6 +101,11 @@ def test_an_unknown_verb_gets_the_nearest_suggested(capsys: pytest.CaptureFixtur
             "--metrics-label team=search",
         ),
         (
+            ["serve", "echo", "--metrics-label", "__name__=c"],
+            "--metrics-label __name__=c cannot be used",
+            "--metrics-label team=search",
+        ),
+        (
             ["serve", "echo", "--metrics-label", "le=x"],
             "--metrics-label le=x cannot be used",
             "--metrics-label my_le=…",

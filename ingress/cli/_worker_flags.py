@@ -34,7 +34,7 @@ ENDING = Group("Ending", sort_key=4)
 _LARGEST_FRAME = 2**32 - 1
 
 # prometheus_client takes any UTF-8; scrapers of the format that released workers write do not.
-_LABEL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+_LABEL_NAME = re.compile(r"(?!__)[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
 def check_seconds(kind: object, value: float) -> None:
@@ -240,7 +240,7 @@ class WorkerFlags:
         labels = parse_pairs(self.metrics_label, "--metrics-label")
         for name in labels:
             if not _LABEL_NAME.fullmatch(name):
-                why = "a label's name has letters, digits and underscores, and begins with no digit"
+                why = "a label's name has letters, digits and underscores, the first no digit and no two underscores"
                 raise usage(f"--metrics-label {name}={labels[name]} cannot be used", why, "--metrics-label team=search")
             if name in reserved_labels():
                 why = f"the metrics have labels {', '.join(sorted(reserved_labels()))} of their own"
