@@ -56,7 +56,7 @@ class Conversation(RuleBasedStateMachine):
     def shake_hands(self, codec_name: Any, subject: str) -> None:
         self.codec = codec_named(codec_name)
         self.sender = ResponseSender(self.codec)
-        self.receiver.use_codec(self.codec)
+        self.receiver = ResponseReceiver(self.codec)
         event = HandshakeReceived(CallHomeHandshake(subject, "response"))
         self.send((self.sender.handshake(subject), event))
 

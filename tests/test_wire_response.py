@@ -186,14 +186,6 @@ def test_a_stream_cut_before_its_end_is_whole_only_after_final_or_refusal(
             receiver.receive_eof()
 
 
-def test_the_codec_may_be_set_once_the_handshake_has_told_the_request() -> None:
-    receiver = ResponseReceiver(JSON)
-    receive(receiver, HANDSHAKE)
-    receiver.use_codec(codec_named("msgpack"))
-    item = encode_two_part(body=codec_named("msgpack").encode_item(1))
-    assert receive(receiver, PROLOGUE + item)[1:] == [ItemReceived(Annotated(data=1))]
-
-
 def test_a_final_frame_with_data_is_an_item_and_the_end() -> None:
     receiver = receiver_in(ResponseState.ITEMS)
     frame = encode_two_part(body=b'{"data":{"data":1},"complete_final":true}')

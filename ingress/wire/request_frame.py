@@ -219,9 +219,6 @@ class RequestFrameDecoder:
             raise self._fail(MessageTooLarge(text, size=size, limit=self._max_frame_size))
 
 
-ACCEPTED = bytes(4)
-"""The ack of an accepted request."""
-
 # The only two beginnings that callers from 1.3.1 on take as a refusal. Every other text counts as success, and the
 # caller then waits for ever (docs/wire.md §1).
 UNAVAILABLE_PREFIX = "Server unavailable: "

@@ -130,10 +130,6 @@ class ResponseReceiver:
         self._codec = codec
         self._decoder = TwoPartDecoder(max_message_size=max_message_size, what="response frame")
 
-    def use_codec(self, codec: PayloadCodec) -> None:
-        """Set the codec once the handshake has told which request this stream answers."""
-        self._codec = codec
-
     def receive_data(self, data: bytes | bytearray | memoryview) -> None:
         """Add bytes from the worker."""
         self._decoder.receive_data(data)
