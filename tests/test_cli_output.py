@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -242,21 +242,49 @@ def test_where_not_even_that_can_be_told_the_exit_code_does(tmp_path: Path) -> N
             assert ended.returncode == code, verb
 
 
-def test_without_a_standard_output_nothing_is_lost_but_the_output(tmp_path: Path) -> None:
-    ended = subprocess.run([*INGRESS, "settings"], preexec_fn=lambda: os.close(1), cwd=tmp_path, env=environment())
+@pytest.mark.parametrize("verb", [*(verb for verb in VERBS if verb[0] != "serve"), ("--version",)], ids=" ".join)
+def test_output_to_a_closed_descriptor_is_told_as_well(verb: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "captured").write_bytes(b"\0\0")
+    ended = closed(">&-", verb, tmp_path)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-3:-1] == ["error: the output cannot be written", "  why: Bad file descriptor"]
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("verb", [("settings",), ("check", "echo")], ids=" ".join)
+def test_a_closed_standard_error_costs_nothing(verb: tuple[str, ...], tmp_path: Path) -> None:
+    ended = closed("2>&-", verb, tmp_path)
     assert ended.returncode == 0
+    assert ended.stdout
 
 
-@pytest.mark.parametrize("arguments", [("call", "generate", "-d", "-"), ("decode", "-")])
-def test_standard_input_that_is_closed_is_an_error_in_three_lines(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    ended = subprocess.run(
-        ["sh", "-c", 'exec "$@" 0<&-', "sh", *INGRESS, *arguments],
+def test_a_call_answers_with_standard_error_closed_and_tells_of_a_closed_output(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as log, serving_into(log.fileno(), tmp_path):
+        verb = ("call", "demo.backend.generate", "-d", '"hi"', "--file-kv", "kv")
+        answered = closed("2>&-", verb, tmp_path)
+        assert answered.returncode == 0
+        assert answered.stdout
+        ended = closed(">&-", verb, tmp_path)
+        assert ended.returncode == 1
+        assert ended.stderr.startswith("error: the output cannot be written\n")
+
+
+def closed(redirection: str, verb: Sequence[str], directory: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirection}', "sh", *INGRESS, *verb],
         capture_output=True,
         text=True,
-        cwd=tmp_path,
+        cwd=directory,
         env=environment(),
         timeout=PATIENCE,
     )
+
+
+@pytest.mark.parametrize(
+    "arguments", [("call", "generate", "-d", "-"), ("call", "generate", "--bidi"), ("decode", "-")]
+)
+def test_standard_input_that_is_closed_is_an_error_in_three_lines(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    ended = closed("<&-", arguments, tmp_path)
     assert (ended.returncode, ended.stdout) == (2, "")
     what, why, hint = ended.stderr.splitlines()
     assert what.endswith("cannot be read") and why == "  why: it is closed" and hint.startswith("  try: ")

@@ -20,18 +20,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 clean · 1 run-time failure · 2 usage · 3 start-up failure · 4 drained with requests cancelled · 130/143 forced.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["--version"]:
+    if arguments[:1] == ["--version"] and sys.stdout is not None:
         from .._version import __version__
 
         with suppress(OSError):  # told below, as for every verb
             print(f"ingress {__version__}", flush=True)
             return 0
-    from ._start import end_soon, signals_from_the_start, take_standard_descriptors
+    from ._start import end_soon, signals_from_the_start, take_closed_streams, take_standard_descriptors
 
     take_standard_descriptors()
     _forget_empty_variables()
     arguments = _verb_first(arguments)
     is_service, is_process = arguments[:1] == ["serve"], argv is None
+    if not is_service:
+        take_closed_streams()
     with signals_from_the_start(to_the_end=is_process) if is_service else nullcontext():
         from ._app import run_command_line
 

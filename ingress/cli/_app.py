@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from cyclopts import App, ArgumentCollection, CoercionError, CycloptsError
@@ -57,20 +58,21 @@ def make_app() -> App:
         help_format="plaintext",
         result_action="return_value",
         suppress_keyboard_interrupt=False,
-        config=_refuse_fractions,
+        config=_refuse_readings,
     )
     for verb, summary in VERBS.items():
         app.command(f"ingress.cli._{verb}:{verb}", name=verb, help=summary)
     return app
 
 
-def _refuse_fractions(app: App, verbs: Sequence[str], arguments: ArgumentCollection) -> None:
-    """Refuse 1.5 where a whole number is meant; the parser would round it."""
+def _refuse_readings(app: App, verbs: Sequence[str], arguments: ArgumentCollection) -> None:
+    """Refuse 1.5 where a whole number is meant, which the parser would round, and "" for the current directory."""
     for argument in arguments:
-        if argument.hint in (int, int | None):
-            for token in argument.tokens:
-                if "." in token.value:
-                    raise CoercionError(argument=argument, token=token, target_type=int)
+        for token in argument.tokens:
+            if argument.hint in (int, int | None) and "." in token.value:
+                raise CoercionError(argument=argument, token=token, target_type=int)
+            if argument.hint in (Path, Path | None) and not token.value:
+                raise CoercionError(argument=argument, token=token, target_type=Path)
 
 
 def run_command_line(arguments: Sequence[str]) -> int:

@@ -25,7 +25,7 @@ from ._errors import EXIT_CLEAN, EXIT_FAILED, EXIT_STARTUP, CommandError, neares
 from ._options import DEFAULT_OUTPUT, AsJson, OutputOptions
 from ._payloads import print_document, read_request
 from ._screen import program_name
-from ._targets import DEFAULT_ATTRIBUTE, _attribute_of, _module_in_file, _module_named
+from ._targets import DEFAULT_ATTRIBUTE, _attribute_of, _checked, _module_in_file, _module_named
 
 SCHEMA = "ingress.check/1"
 
@@ -112,7 +112,9 @@ def find_subject(text: str, kind: Kind | None = None) -> Subject:
             found = found()
         except Exception as exc:
             raise _unusable(f"{text} cannot be made", f"{type(exc).__name__}: {exc}", "name an instance of it") from exc
-    return Subject("shape" if isinstance(found, IngressDispatch) else "engine", text, found)
+    if isinstance(found, IngressDispatch):
+        return Subject("shape", text, found)
+    return Subject("engine", text, _checked(found, text).engine)
 
 
 def _installed(name: str, kind: Kind | None) -> Subject:
