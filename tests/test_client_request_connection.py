@@ -157,6 +157,22 @@ async def test_no_ack_within_five_seconds_fails_the_request_and_the_next_one_get
         assert [stream.is_closed for _, stream in acceptor.network.connections] == [True, False]
 
 
+async def test_a_worker_that_hangs_is_left_by_callers_who_give_up_sooner(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Each had gone away before the ack was due, and so none had given the connection up: for ever."""
+    async with open_acceptor() as acceptor:
+        for number in range(12):
+            with trio.move_on_after(0.5):
+                await acceptor.connections.push(ADDRESS, frame(number))
+        assert trio.current_time() == pytest.approx(6)
+        assert acceptor.network.connections_to(5001) == 2  # from 5 s on
+        await trio.sleep(9)
+        assert [stream.is_closed for _, stream in acceptor.network.connections] == [True, False]
+        await trio.sleep(2)
+        assert [stream.is_closed for _, stream in acceptor.network.connections] == [True, True]
+
+
 async def test_the_time_for_the_ack_begins_with_the_connection(autojump_clock: trio.testing.MockClock) -> None:
     async with open_acceptor(connect_timeout=3, ack_timeout=1) as acceptor:
         acceptor.network.silent_ports.add(5001)

@@ -80,7 +80,12 @@ class RequestConnection:
 
     @property
     def takes_requests(self) -> bool:
-        return not self._is_retired and not self.is_closed and self.in_flight < MAX_IN_FLIGHT
+        return not (self._is_retired or self.is_closed or self._is_overdue) and self.in_flight < MAX_IN_FLIGHT
+
+    @property
+    def _is_overdue(self) -> bool:
+        """True while an ack has been due for some time, whether or not somebody still waits for it."""
+        return bool(self._unacked) and self._unacked[0].patience.deadline <= trio.current_time()
 
     async def push(self, frame: bytes) -> str:
         """Send a frame and return the text of its ack; bounded by the connect and the ack timeout.
@@ -203,8 +208,11 @@ class RequestConnection:
         return "closed by the worker"
 
     def _update_deadline(self) -> None:
-        """Close after ``idle_ttl`` without a request; with one in flight, its own timeout rules."""
+        """Close after ``idle_ttl`` without a request, and as one that is retired once an ack is overdue."""
         if self._is_retired:
             return
         self.idle_since = trio.current_time()
-        self._scope.deadline = math.inf if self.in_flight else self.idle_since + self._idle_ttl
+        if self._unacked:  # none is due before its frame has left
+            self._scope.deadline = self._unacked[0].patience.deadline + self._ack_timeout
+        else:
+            self._scope.deadline = math.inf if self._unsent else self.idle_since + self._idle_ttl
