@@ -20,6 +20,7 @@ from typing import Any
 import trio
 
 from ._chunk_size import estimate_size
+from ._failures import is_cancellation
 from ._heavy_work import heavy_work
 from ._response_writer import ResponseWriter
 from .errors import GenerateError
@@ -151,10 +152,9 @@ def pump_response_stream(
                     del answer  # a cancellation's holds this frame, and so what the engine held
     except StopIteration:
         _flush(writer, progress, on_chunks)
-    except Exception:
-        _flush(
-            writer, progress, on_chunks
-        )  # what came before the failure is on its way, and counted, before it is told
+    except BaseException as exc:
+        if not is_cancellation(exc):  # what came before the failure is on its way, and counted, before it is told
+            _flush(writer, progress, on_chunks)
         raise
 
 

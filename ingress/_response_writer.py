@@ -180,6 +180,8 @@ class ResponseWriter:
             logger.exception("response stream: internal error")
             self._fail(exc)
         finally:
+            if self._sending and self.failure is None:  # cancelled: nothing may follow half a frame
+                self.failure = ConnectionError("cut while it was sent")
             self._is_draining = False
             self._sending = 0
             self._wake()
