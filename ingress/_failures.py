@@ -24,6 +24,9 @@ from .wire.request_frame import OVERLOADED_PREFIX, UNAVAILABLE_PREFIX
 # The text of an engine's exception may hold a whole prompt; what callers show and log of it is its beginning.
 MAX_ERROR_TEXT = 16 * 1024
 
+# Of a group of exceptions the caller and the log are told so many, and so many characters of each.
+_MEMBERS_TOLD, _MEMBER_TEXT = 3, 100
+
 # In this order: ConnectionRefusedError is a ConnectionError, and TimeoutError an OSError (docs/wire.md §4).
 _KINDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     ((ValueError, TypeError), "InvalidArgument"),
@@ -57,8 +60,7 @@ def must_pass(exc: BaseException) -> bool:
 
 def error_event_of(failure: BaseException) -> ErrorEvent:
     """Map what an engine raised to the error event a 1.6.1 worker would send (docs/wire.md §4)."""
-    if isinstance(failure, BaseExceptionGroup) and len(failure.exceptions) == 1:
-        return error_event_of(failure.exceptions[0])
+    failure = sole_exception(failure)
     if isinstance(failure, GeneratorExit):
         return ErrorEvent.of_kind("EngineShutdown", "engine shutting down")
     if isinstance(failure, Overloaded):
@@ -68,7 +70,14 @@ def error_event_of(failure: BaseException) -> ErrorEvent:
         kind = failure.backend_kind
         return ErrorEvent.of_kind(kind, text_of(failure), is_public=kind == "InvalidArgument")
     kind = next((kind for types, kind in _KINDS if isinstance(failure, types)), "Unknown")
-    return ErrorEvent.of_kind(kind, f"{class_name(failure)}: {text_of(failure)}")
+    return ErrorEvent.of_kind(kind, _told(failure))
+
+
+def sole_exception(failure: BaseException) -> BaseException:
+    """Return what was raised, out of the groups that nurseries have put round it and nothing else."""
+    while isinstance(failure, BaseExceptionGroup) and len(failure.exceptions) == 1:
+        failure = failure.exceptions[0]
+    return failure
 
 
 def class_name(failure: BaseException) -> str:
@@ -89,6 +98,7 @@ def text_of(failure: BaseException) -> str:
 
 def describe_failure(failure: BaseException) -> str:
     """Return one line for the log: type, text, and the line of code that raised it."""
+    failure = sole_exception(failure)
     place = ""
     # Walked by hand: traceback.extract_tb reads source files, on the event loop, once a failure.
     if (traceback := failure.__traceback__) is not None:
@@ -96,15 +106,24 @@ def describe_failure(failure: BaseException) -> str:
             traceback = traceback.tb_next
         code = traceback.tb_frame.f_code
         place = f" ({code.co_filename.rsplit('/', 1)[-1]}:{traceback.tb_lineno} in {code.co_name})"
-    return quoted(f"{class_name(failure)}: {text_of(failure)}", 500) + place
+    return quoted(_told(failure), 500) + place
+
+
+def _told(failure: BaseException) -> str:
+    """Return type and text, and of a group those of the first in it."""
+    told = f"{class_name(failure)}: {text_of(failure)}"
+    if not isinstance(failure, BaseExceptionGroup):
+        return told
+    members = [sole_exception(each) for each in failure.exceptions[:_MEMBERS_TOLD]]
+    return f"{told}: " + "; ".join(f"{class_name(each)}: {text_of(each)[:_MEMBER_TEXT]}" for each in members)
 
 
 def refusal_text(error: IngressError) -> str:
     """Return the ack text that refuses a push: one of those that callers understand (docs/wire.md §1)."""
     if isinstance(error, Overloaded):
-        return f"{OVERLOADED_PREFIX}{error}"
+        return f"{OVERLOADED_PREFIX}{text_of(error)}"
     if isinstance(error, UnsupportedTransport):
-        return f"{UNAVAILABLE_PREFIX}response transport {printable(error, 40)} is not supported"
+        return f"{UNAVAILABLE_PREFIX}response transport {printable(text_of(error), 40)} is not supported"
     if isinstance(error, DialBackRefused):
         # One fixed text: it tells nothing about the network behind the worker.
         return f"{UNAVAILABLE_PREFIX}dial-back address refused"
@@ -113,5 +132,5 @@ def refusal_text(error: IngressError) -> str:
     if isinstance(error, TokenRefused):
         return f"{UNAVAILABLE_PREFIX}request token refused"
     if isinstance(error, Unavailable | MessageTooLarge):
-        return f"{UNAVAILABLE_PREFIX}{error}"
+        return f"{UNAVAILABLE_PREFIX}{text_of(error)}"
     return f"{UNAVAILABLE_PREFIX}unreadable control message"

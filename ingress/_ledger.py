@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from ._context import RequestContext
-from ._failures import class_name, describe_failure
+from ._failures import class_name, describe_failure, sole_exception, text_of
 from ._logging import TRACE
 from ._request_log import RequestLog
 from ._response import Response
@@ -29,15 +29,15 @@ class Ledger:
         self._log = RateLimitedLogger(logger)
         self.request_log = RequestLog(endpoint_id)
 
-    def refused(self, error: IngressError, name: str, size: int) -> None:
-        """Note a push that is refused in its ack, for what was raised under the type ``name``."""
+    def refused(self, error: IngressError, reason: str, size: int) -> None:
+        """Note a push that is refused in its ack; the log has so many lines a second for one ``reason``."""
         self._metrics.count_outcome("refused", _reason_of(error))
         # Those that find no room are no requests of the handler's.
         if isinstance(error, DialsPending) or not isinstance(error, (Overloaded, PolicyFailed)):
             with self._metrics.request_in_flight(size):
                 if error.error_type is not None:
                     self._metrics.count_error(error_type_of(error))
-        self._log.log(logging.WARNING, name, "push to %s refused: %s", self._endpoint_id, quoted(error, 600))
+        self._log.log(logging.WARNING, reason, "push to %s refused: %s", self._endpoint_id, quoted(text_of(error), 600))
 
     def refused_late(self, response: Response, context: RequestContext, error: Exception, reason: str) -> None:
         """Note a request that was acked and is refused after all: by its place in line, or by what it turned out to be.
@@ -45,7 +45,9 @@ class Ledger:
         Args:
             reason: ``QUEUE_DEADLINE`` or ``OVERLOADED``.
         """
-        self._log.log(logging.WARNING, reason, "request %s refused: %s", quoted(context.id), str(error))
+        self._log.log(
+            logging.WARNING, reason, "request %s refused: %s", quoted(context.id), quoted(text_of(error), 600)
+        )
         response.error_type = reason
 
     def failed(self, response: Response, context: RequestContext, failure: BaseException, error_type: str) -> None:
@@ -58,7 +60,7 @@ class Ledger:
         self._metrics.count_error(error_type)
         self._log.log(
             logging.WARNING,
-            class_name(failure),
+            class_name(sole_exception(failure)),
             "request %s of %s failed: %s",
             quoted(context.id),
             self._endpoint_id,

@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 
 from ._admission import Admission, Slot
 from ._dial_guard import DialGuard, DialTarget
-from ._failures import must_pass
+from ._failures import class_name, describe_failure, must_pass
 from ._ledger import Ledger
 from ._shares import caller_of
 from ._token import TOKEN_HEADER, TokenGuard
@@ -120,8 +120,10 @@ class PushGate:
             if must_pass(exc):
                 raise
             # A shape's bug must not cost the connection its other acks, so it is refused like what cannot be read.
-            error = exc if isinstance(exc, IngressError) else DeserializationError(f"shape failed: {exc!r}")
-            self._ledger.refused(error, type(exc).__name__, size)
+            error = (
+                exc if isinstance(exc, IngressError) else DeserializationError(f"shape failed: {describe_failure(exc)}")
+            )
+            self._ledger.refused(error, class_name(exc), size)
             try:
                 raise error from (None if error is exc else exc)
             finally:

@@ -46,10 +46,13 @@ _HARMFUL = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Co", "Cn"})
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 
 
+_MOST_REASONS = 256
+
+
 class RateLimitedLogger:
     """Logs at most ``per_second`` lines a second for each reason, and at the end of the second how many it left out.
 
-    Called from tasks of an event loop; reasons are fixed strings of the code, so the table is small.
+    Called from tasks of an event loop. Reasons are words of the code, or class names of what an engine raises.
     """
 
     def __init__(self, logger: logging.Logger, per_second: int = 10) -> None:
@@ -59,6 +62,8 @@ class RateLimitedLogger:
 
     def log(self, level: int, reason: str, message: str, *arguments: object) -> None:
         now = trio.current_time()
+        if len(self._windows) >= _MOST_REASONS and reason not in self._windows:
+            reason = "others"
         window = self._windows.get(reason)
         if window is None or not 0.0 <= now - window.start < 1.0:  # a loop's clock may start below the one before
             if window is not None:

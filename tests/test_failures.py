@@ -76,6 +76,20 @@ def test_a_failure_is_described_in_one_short_line_with_its_place() -> None:
     assert len(describe_failure(fail("\U0010ffff" * 10_000))) < 700
 
 
+def test_what_an_engines_own_nursery_raises_is_told_without_its_groups() -> None:
+    def fail(text: str) -> ExceptionGroup[ValueError]:
+        try:
+            raise ValueError(text)
+        except ValueError as exc:
+            return ExceptionGroup("g", [exc])
+
+    line = describe_failure(ExceptionGroup("outer", [fail("model-x")]))
+    assert line.startswith("ValueError: model-x (test_failures.py:") and line.endswith(" in fail)")
+    both = ExceptionGroup("two", [fail("first"), *[OSError(f"{n}") for n in range(2, 6)], KeyError("x" * 10**6)])
+    expected = "ExceptionGroup: two (6 sub-exceptions): ValueError: first; OSError: 2; OSError: 3"
+    assert describe_failure(both) == error_event_of(both).message == expected
+
+
 def test_groups_are_engine_failures_unless_a_cancellation_is_in_them() -> None:
     nested = BaseExceptionGroup("g", [ExceptionGroup("h", [ValueError()]), SystemExit(1)])
     assert not is_cancellation(nested)
@@ -500,16 +514,30 @@ class PanicException(BaseException):
     """What extensions in Rust raise when they panic; no Exception, so that nobody takes it for one."""
 
 
+class Unshowable(Exception):
+    """One whose own bug shows only as it is told of."""
+
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+    __repr__ = __str__
+
+
+class UnshowableRefusal(DeserializationError, Unshowable):
+    __str__ = __repr__ = Unshowable.__str__
+
+
 class Panicking(HeaderAndData, ingress.AdmissionPolicy):
     """Panics at one place, for one request."""
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, place: str, kind: type[BaseException]) -> None:
         super().__init__()
         self._place = place
+        self._kind = kind
 
     def _pass(self, place: str, request_id: str) -> None:
         if (place, request_id) == (self._place, "evil"):
-            raise PanicException("of a plug-in")
+            raise self._kind("of a plug-in")
 
     def read_control(self, payload: bytes) -> RequestControlMessage:
         control = super().read_control(payload)
@@ -530,6 +558,14 @@ class Panicking(HeaderAndData, ingress.AdmissionPolicy):
 
 
 @pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (PanicException, "PanicException: of a plug-in"),
+        (Unshowable, "Unshowable: (its text cannot be shown)"),
+        (UnshowableRefusal, "(its text cannot be shown)"),
+    ],
+)
+@pytest.mark.parametrize(
     ("place", "ack"),
     [
         ("read_control", "Server unavailable: unreadable control message"),
@@ -538,15 +574,20 @@ class Panicking(HeaderAndData, ingress.AdmissionPolicy):
         ("release", ""),
     ],
 )
-async def test_e06_whatever_a_plug_in_raises_ends_its_request_only(place: str, ack: str) -> None:
-    """A panic in a policy or shape had ended the worker, and one while parsing had left the caller without a word."""
-    plug_in = Panicking(place)
+async def test_e06_whatever_a_plug_in_raises_ends_its_request_only(
+    place: str, ack: str, kind: type[BaseException], told: str
+) -> None:
+    """A panic in a policy or shape had ended the worker, and one while parsing had left the caller without a word.
+
+    One that cannot be shown had ended the connection, and with it the acks of other requests.
+    """
+    plug_in = Panicking(place, kind)
     async with open_stage(answer_one, shapes=[plug_in], admission=plug_in) as stage:
         assert await stage.ask(stage.caller.payload("x", stage.caller.control(request_id="evil"))) == ack
         if not ack:
             with trio.fail_after(5):
                 said = await (await stage.caller.accept()).read_to_sentinel()
-            assert [error.message for error in said.errors] == ["PanicException: of a plug-in"] * (place == "parse")
+            assert [error.message for error in said.errors] == [told] * (place == "parse")
         await stage.assert_alive()
         stage.assert_nothing_left()
 

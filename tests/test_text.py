@@ -73,6 +73,17 @@ async def test_a_reason_is_logged_ten_times_a_second_and_then_counted(
     assert len(caplog.records) == 2
 
 
+async def test_reasons_without_end_take_no_room_without_end(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = RateLimitedLogger(logging.getLogger("test"))
+    for i in range(1000):
+        log.log(logging.WARNING, f"Error{i}", "Error%d", i)
+    assert len(caplog.records) == 266
+    await trio.sleep(1.1)
+    assert caplog.records[-1].getMessage() == "others: 734 more"
+
+
 def test_what_was_left_out_is_told_when_the_loop_ends(caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         log = RateLimitedLogger(logging.getLogger("test"), per_second=1)

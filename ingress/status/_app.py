@@ -17,6 +17,7 @@ import trio
 from attrs import field, frozen
 from prometheus_client import CollectorRegistry
 
+from .._failures import class_name, text_of
 from .._text import RateLimitedLogger, printable
 from ._exposition import OPENMETRICS_CONTENT_TYPE, TEXT_CONTENT_TYPE, iter_exposition, wants_openmetrics
 from ._health import HealthState
@@ -214,7 +215,7 @@ async def _call_engine_route(
                     answer = await answer
         return _json(answer, 200, _TEXT)
     except Exception as exc:
-        text = printable(f"{type(exc).__name__}: {exc}", 600)
+        text = printable(f"{class_name(exc)}: {text_of(exc)}", 600)
         log.log(logging.WARNING, "engine route", "callback of /engine/%s failed: %s", printable(name), text)
         logger.debug("traceback", exc_info=exc)
         return _error(500, "Handler error", f"Python callback failed: {text}")
