@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from types import TracebackType
 
 import trio
 
@@ -36,7 +38,9 @@ _KINDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     ((asyncio.CancelledError,), "Cancelled"),
 )
 
+# What a class says of itself may be anything, and may raise.
 _NAME_OF_CLASS = vars(type)["__name__"].__get__
+_TRACEBACK_OF: Callable[[BaseException], TracebackType | None] = vars(BaseException)["__traceback__"].__get__
 
 
 def is_cancellation(exc: BaseException) -> bool:
@@ -45,9 +49,12 @@ def is_cancellation(exc: BaseException) -> bool:
     Whatever else an engine raises ends its own request and nothing else, a KeyboardInterrupt too: request tasks are
     protected from real ones, so it is the engine's own.
     """
-    if isinstance(exc, BaseExceptionGroup):
+    if not isinstance(exc, BaseExceptionGroup):
+        return isinstance(exc, trio.Cancelled)
+    try:
         return exc.subgroup(trio.Cancelled) is not None
-    return isinstance(exc, trio.Cancelled)
+    except RecursionError:  # no nursery nests groups by the thousand
+        return False
 
 
 def must_pass(exc: BaseException) -> bool:
@@ -88,7 +95,7 @@ def class_name(failure: BaseException) -> str:
 def text_of(failure: BaseException) -> str:
     """The exception's own text, fit for any codec: of bounded length, and without lone surrogates."""
     try:
-        text = str(failure)
+        text = str.__str__(str(failure))  # a subclass of str may do anything
     except BaseException:  # an exception class of the engine whose __str__ fails must not cost the caller its answer
         text = "(its text cannot be shown)"
     if len(text) > MAX_ERROR_TEXT:
@@ -101,7 +108,7 @@ def describe_failure(failure: BaseException) -> str:
     failure = sole_exception(failure)
     place = ""
     # Walked by hand: traceback.extract_tb reads source files, on the event loop, once a failure.
-    if (traceback := failure.__traceback__) is not None:
+    if (traceback := _TRACEBACK_OF(failure)) is not None:
         while traceback.tb_next is not None:
             traceback = traceback.tb_next
         code = traceback.tb_frame.f_code
@@ -123,7 +130,7 @@ def refusal_text(error: IngressError) -> str:
     if isinstance(error, Overloaded):
         return f"{OVERLOADED_PREFIX}{text_of(error)}"
     if isinstance(error, UnsupportedTransport):
-        return f"{UNAVAILABLE_PREFIX}response transport {printable(text_of(error), 40)} is not supported"
+        return f"{UNAVAILABLE_PREFIX}{printable(text_of(error))}"
     if isinstance(error, DialBackRefused):
         # One fixed text: it tells nothing about the network behind the worker.
         return f"{UNAVAILABLE_PREFIX}dial-back address refused"

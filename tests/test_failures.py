@@ -38,12 +38,12 @@ from .raw_caller import open_stage, slow_network
         (Unavailable("unknown endpoint x"), "Server unavailable: unknown endpoint x"),
         (DialBackRefused("10.0.0.1 is secret"), "Server unavailable: dial-back address refused"),
         (
-            UnsupportedTransport("quic-response"),
+            UnsupportedTransport("response transport quic-response is not supported"),
             "Server unavailable: response transport quic-response is not supported",
         ),
         (
-            UnsupportedTransport("\x1b\n" * 100),
-            "Server unavailable: response transport " + "\\x1b\\n" * 6 + "\\x1b…(200 characters) is not supported",
+            UnsupportedTransport("\x1b\n" * 200),
+            "Server unavailable: " + "\\x1b\\n" * 33 + "\\x…(400 characters)",
         ),
         (DeserializationError("secret"), "Server unavailable: unreadable control message"),
         (InvalidMessage("secret"), "Server unavailable: unreadable control message"),
@@ -220,6 +220,57 @@ async def test_e06_no_exception_of_an_engine_ends_more_than_its_request(kind: ty
         assert said.items == [1] and len(said.errors) == 1 and said.is_whole
         await stage.assert_alive()
         assert set(stage.errors()) == {"generate"}
+
+
+class OddText(str):
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        raise Panic("of its length")
+
+
+class OddlyShown(Exception):
+    def __str__(self) -> str:
+        return OddText("boom")
+
+
+class WithoutTraceback(Exception):
+    def _fail(self, *value: object) -> Any:
+        raise Panic("of its own attributes")
+
+    __traceback__ = __context__ = __cause__ = property(_fail)  # type: ignore[assignment]
+
+
+def nested(depth: int) -> Exception:
+    failure: Exception = ValueError("boom")
+    for _ in range(depth):
+        failure = ExceptionGroup("deep", [failure])
+    return failure
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (OddlyShown(), "OddlyShown: boom"),
+        (WithoutTraceback("boom"), "WithoutTraceback: boom"),
+        (nested(3000), "ValueError: boom"),
+        (
+            ExceptionGroup("two", [nested(3000), KeyError(1)]),
+            "ExceptionGroup: two (2 sub-exceptions): ValueError: boom; ",
+        ),
+    ],
+    ids=["text", "traceback", "nested", "both"],
+)
+async def test_e01_an_exception_that_is_odd_itself_is_told(failure: Exception, told: str) -> None:
+    async def engine(request: Any) -> AsyncIterator[Any]:
+        yield 1
+        raise failure
+
+    async with open_stage(engine) as stage:
+        said = await stage.tell("any")
+        assert said.items == [1] and said.is_whole
+        assert [error.message[: len(told)] for error in said.errors] == [told]
+        assert stage.errors() == {"generate": 1}
 
 
 # -- engines that do not let go --------------------------------------------------------------------------------------
