@@ -71,7 +71,6 @@ class DialledStreams:
         try:
             await self._serve(task_status)
         finally:
-            self._epoll = None  # it has been closed
             for stream, _ in list(self._heard.values()):
                 self.descriptors.held -= self._forget(stream)
                 stream.close_nowait()
@@ -93,9 +92,12 @@ class DialledStreams:
             with epoll:
                 self._register_all(epoll)
                 self._epoll = epoll
-                while True:
-                    await trio.lowlevel.wait_readable(epoll.fileno())
-                    self._hear_ready(epoll)
+                try:
+                    while True:
+                        await trio.lowlevel.wait_readable(epoll.fileno())
+                        self._hear_ready(epoll)
+                finally:
+                    self._epoll = None  # tasks that close their streams as they are cancelled come after it
 
     def start_soon(self, serve: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Run what serves one stream in a task, behind a wall: a bug in it ends this task and no other."""

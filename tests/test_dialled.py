@@ -160,6 +160,28 @@ async def test_r10_a_closed_stream_that_a_forked_child_still_holds_keeps_nobody_
             os.close(held)
 
 
+async def test_a_stream_that_is_closed_as_the_worker_leaves_needs_no_epoll_descriptor() -> None:
+    """Of a second SIGTERM every bidirectional request had logged that it was closed."""
+    closed = trio.Event()
+
+    async def hold(streams: DialledStreams, stream: TcpStream) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await wait_all_tasks_blocked()
+                await streams.close(stream)
+                closed.set()
+
+    async with open_pair("socket") as (ours, theirs):
+        async with open_streams() as streams:
+            streams.listen(ours, Notes())
+            streams.start_soon(hold, streams, ours)
+            await wait_all_tasks_blocked()
+        assert closed.is_set()
+        assert await is_closed(theirs)
+
+
 @KINDS
 async def test_d11_of_too_many_lingering_streams_the_first_is_closed(
     kind: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
