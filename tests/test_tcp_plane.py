@@ -405,6 +405,26 @@ async def test_f13_a_frame_that_begins_in_the_tail_of_another_has_its_own_deadli
             assert await read_acks(stream, 1) == [""]
 
 
+async def test_d15_a_deadline_that_passed_while_the_worker_was_stopped_waits_for_what_is_there(
+    mock_clock: MockClock,
+) -> None:
+    """Under load the loop may look at its deadlines before it looks at what has come."""
+    async with serve_plane() as served:
+        streams = [await served.connect() for _ in range(2)]
+        for stream in streams:
+            await stream.send_all(frame()[:3])
+        await wait_all_tasks_blocked()
+        mock_clock.jump(35)
+        await wait_all_tasks_blocked()
+        assert served.tallies.frames_refused["deadline"] == 0
+        await streams[0].send_all(frame()[3:])
+        assert await read_acks(streams[0], 1) == [""]
+        mock_clock.jump(0.26)
+        with trio.fail_after(1):
+            assert await is_closed(streams[1])
+        assert served.tallies.frames_refused["deadline"] == 1
+
+
 async def test_f14_an_idle_connection_is_closed_where_a_limit_is_set(autojump_clock: MockClock) -> None:
     async with serve_plane(idle_timeout=5.0) as served:
         stream = await served.connect()
