@@ -14,9 +14,11 @@ from functools import partial
 import trio
 
 from ._dial_limits import DialLimits
-from ._dial_policy import DialPolicy, is_of_this_host
+from ._dial_policy import DialPolicy
+from ._host_addresses import is_of_this_host
 from ._hosts import join_host_port
 from ._tallies import Tallies
+from ._text import named
 from .errors import DialBackRefused, DialsPending, ResponseStreamError, UnsupportedTransport
 from .wire.addresses import HostName, SocketAddress, parse_address, parse_host_name
 from .wire.messages import MAX_SUBJECT, ConnectionInfo, StreamAddress, StreamType
@@ -145,7 +147,7 @@ def read_connection_info(address: StreamAddress, request_id: str, stream_type: S
         DialBackRefused: it is unreadable, for another request or kind of stream, or its subject is odd.
     """
     if address.transport != "tcp_server":
-        raise UnsupportedTransport(address.transport)
+        raise UnsupportedTransport(f"response transport {named(address.transport, 40)} is not supported")
     try:
         info = ConnectionInfo.from_address(address)
     except Exception as exc:

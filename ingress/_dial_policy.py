@@ -5,15 +5,13 @@ Checked before the ack, without a packet and without a resolver. See docs/design
 
 from __future__ import annotations
 
-import errno
-import functools
 import ipaddress
-import socket
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 from attrs import field, frozen
 
+from ._host_addresses import is_broadcast, is_of_this_host
 from .errors import DialBackRefused
 from .wire.addresses import HostName, IpAddress, SocketAddress, unwrap
 
@@ -123,41 +121,3 @@ def _check_peer(address: SocketAddress, ip: IpAddress, peer_host: str | None) ->
 def _is_own(ip: IpAddress, own_host: str) -> bool:
     own = ipaddress.ip_address(own_host)
     return unwrap(own) == ip or (own.is_unspecified and is_of_this_host(ip))
-
-
-def is_of_this_host(ip: IpAddress) -> bool:
-    """Tell whether the address belongs to this machine: whether it can be bound, as only local ones can."""
-    if ip.is_loopback:
-        return True
-    # Where the system lets foreign addresses be bound (net.ipv4.ip_nonlocal_bind), binding proves nothing.
-    return not ip.is_unspecified and _refusal(ip, "bind") is None and _refusal(_FOREIGN[ip.version], "bind") is not None
-
-
-def is_broadcast(ip: IpAddress) -> bool:
-    """Tell whether it is the broadcast address of a network of this machine, as its routes say; sends nothing."""
-    return ip.version == 4 and _refusal(ip, "connect") == errno.EACCES  # as without SO_BROADCAST
-
-
-# Reserved for documentation: no machine's own.
-_FOREIGN: Mapping[int, IpAddress] = {4: ipaddress.IPv4Address("192.0.2.1"), 6: ipaddress.IPv6Address("2001:db8::1")}
-
-
-def _refusal(ip: IpAddress, what: Literal["bind", "connect"]) -> int | None:
-    """Return with which errno the system refuses the address to a socket, None where it does not."""
-    try:
-        return _asked(ip, what)
-    except OSError as exc:  # what we lack ourselves says nothing about an address, and is not remembered
-        return exc.errno
-
-
-@functools.lru_cache(maxsize=2048)
-def _asked(ip: IpAddress, what: Literal["bind", "connect"]) -> int | None:
-    with socket.socket(socket.AF_INET6 if ip.version == 6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            if what == "bind":
-                probe.bind((str(ip), 0))
-            else:
-                probe.connect((str(ip), LOWEST_PORT))
-        except OSError as exc:
-            return exc.errno
-    return None

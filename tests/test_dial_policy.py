@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from textwrap import dedent
 from typing import Any
 
 import pytest
 
 from ingress import DialPolicy
-from ingress import _dial_policy as module
+from ingress import _host_addresses as module
 from ingress.errors import DialBackRefused
 from ingress.wire.addresses import parse_address
 
 PEER, THIS_HOST = "203.0.113.5", "198.51.100.1"
+
+# The kinds of routes, as rtnetlink(7) numbers them.
+UNICAST, LOCAL = 1, 2
 
 
 @pytest.fixture(autouse=True)
 def _addresses_of_this_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """This host has one address beside loopback, in IPv4 and in IPv6."""
     own = (THIS_HOST, "2001:db8:1::1")
-    system = module._asked
-
-    def asked(ip: Any, what: Any) -> int | None:
-        return system(ip, what) if what == "connect" else None if str(ip) in own else errno.EADDRNOTAVAIL
-
-    monkeypatch.setattr(module, "_asked", asked)
+    monkeypatch.setattr(module, "_kind_of_route", lambda ip: LOCAL if str(ip) in own else UNICAST)
     yield
 
 
@@ -178,12 +180,58 @@ def test_the_workers_own_listeners_are_never_dialled(own: str) -> None:
     assert is_allowed(policy, "127.0.0.1:7001", "127.0.0.1", [(own, 7000)])
 
 
+def test_where_no_routes_can_be_asked_for_an_address_that_can_be_bound_is_this_hosts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_kind_of_route", refuse)
+    monkeypatch.setattr(module, "_bind", lambda ip: None if str(ip) == THIS_HOST else errno.EADDRNOTAVAIL)
+    assert is_allowed(DialPolicy(), f"{THIS_HOST}:5000", "127.0.0.1")
+    assert not is_allowed(DialPolicy(), "192.0.2.77:5000", "127.0.0.1")
+
+
 def test_where_any_address_can_be_bound_binding_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """With net.ipv4.ip_nonlocal_bind every address would pass for one of this host."""
-    monkeypatch.setattr(module, "_asked", lambda ip, what: None)
+    monkeypatch.setattr(module, "_kind_of_route", refuse)
+    monkeypatch.setattr(module, "_bind", lambda ip: None)
     assert not is_allowed(DialPolicy(), "192.0.2.77:5000", PEER)
     assert not is_allowed(DialPolicy(), f"{THIS_HOST}:5000", PEER)
     assert is_allowed(DialPolicy(), f"{PEER}:5000", PEER)
+
+
+def refuse(ip: object) -> int:
+    raise OSError(errno.EAFNOSUPPORT, "not here")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a namespace of Linux")
+def test_d03_an_address_of_this_host_is_known_where_any_address_can_be_bound() -> None:
+    """In a network of its own: two addresses, the second one a secondary one, and a neighbour that is nobody's."""
+    script = """
+    set -e
+    ip link set lo up
+    ip address add 10.60.0.1/24 dev lo
+    ip address add 10.60.0.2/24 dev lo
+    ip -6 address add fd22::1/64 dev lo nodad
+    sysctl -qw net.ipv4.ip_nonlocal_bind=1 net.ipv6.ip_nonlocal_bind=1
+    """
+    if shutil.which("unshare") is None:
+        pytest.skip("unshare is not installed")
+    before = ["unshare", "--net", "--map-root-user", "sh", "-c"]
+    probe = subprocess.run([*before, script], capture_output=True, text=True)
+    if probe.returncode:
+        pytest.skip(f"no network of its own can be made here: {probe.stderr.strip()}")
+    asked = """
+    import ipaddress, sys
+    from ingress._host_addresses import is_of_this_host
+    print(*[is_of_this_host(ipaddress.ip_address(text)) for text in sys.argv[1:]])
+    """
+    addresses = ["10.60.0.1", "10.60.0.2", "fd22::1", "10.60.0.3", "10.60.0.255", "fd22::2", "192.0.2.1"]
+    told = subprocess.run(
+        [*before, f'{script}\nexec "$@"', "sh", sys.executable, "-c", dedent(asked), *addresses],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout.split() == ["True"] * 3 + ["False"] * 4
 
 
 def test_what_could_not_be_asked_for_want_of_descriptors_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ TABLE: tuple[tuple[str, ...], ...] = (
         "_weight",
         "wire",
     ),
-    ("_chunk_size", "_request_memory", "_rotation", "_stream_limits"),
+    ("_chunk_size", "_host_addresses", "_request_memory", "_rotation", "_stream_limits"),
     ("handover",),
     ("_logging", "_response_writer", "_threads", "_tracing", "abc", "_collectors", "_failures"),
     ("_context", "_dialled", "_engine_end", "bodies", "_request_log", "otel", "tls"),
