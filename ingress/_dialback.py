@@ -21,7 +21,7 @@ from ._network import TcpConnect, TcpStream
 from ._request_memory import HeldMemory
 from ._request_stream import RequestInput
 from ._stream_limits import DEFAULT_STREAM_LIMITS, StreamLimits
-from ._text import RateLimitedLogger, quoted
+from ._text import RateLimitedLogger, named, quoted
 from .abc import Network
 from .errors import InvalidMessage, RemoteProtocolError, ResponseStreamError
 from .wire.addresses import SocketAddress
@@ -281,7 +281,7 @@ class _Caller:
                     logging.WARNING,
                     "control word",
                     "request %s: %s; taken for a kill",
-                    quoted(context.id),
+                    named(context.id),
                     quoted(exc),
                 )
             context.kill("protocol error on the response stream")

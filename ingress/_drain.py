@@ -9,7 +9,7 @@ import trio
 from ._context import OpenRequests
 from ._handler import GOODBYE_TIMEOUT
 from ._life import Life, Phase
-from ._text import quoted
+from ._text import named
 from .status import DRAINING, HealthState
 
 logger = logging.getLogger("ingress.worker")
@@ -38,9 +38,7 @@ async def drain(life: Life, requests: OpenRequests, health: HealthState, linger:
     life.enter(Phase.CANCELLING, GOODBYE_TIMEOUT)
     overdue = list(requests)
     life.cancelled_by_drain = len(overdue)
-    logger.warning(
-        "draining: budget over, cancelling %s", ", ".join(quoted(context.id, 64) for context in overdue[:20])
-    )
+    logger.warning("draining: budget over, cancelling %s", ", ".join(named(context.id, 64) for context in overdue[:20]))
     for context in overdue:
         context.shut_down()
     with trio.move_on_after(GOODBYE_TIMEOUT):

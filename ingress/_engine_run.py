@@ -15,7 +15,7 @@ from ._engine_end import end_engine
 from ._failures import describe_failure, is_cancellation
 from ._pump import pump_response_stream
 from ._response import Response
-from ._text import RateLimitedLogger, quoted
+from ._text import RateLimitedLogger, named
 from .abc import Engine, IngressDispatch
 from .errors import GenerateError, LocalProtocolError, PublishError
 from .metrics import RequestGuard, WorkHandlerMetrics
@@ -98,7 +98,7 @@ class EngineRuns:
                 failure = GenerateError("engine left a cancel scope open")
         if cleanup.cancel_called:
             text = "request %s: engine's cleanup cut after %g s"
-            _log.log(logging.WARNING, "cleanup cut", text, quoted(context.id), self._cleanup_timeout)
+            _log.log(logging.WARNING, "cleanup cut", text, named(context.id), self._cleanup_timeout)
         if context.scope.cancel_called and failure is not None and not _is_of_ending(failure, context):
             _log_cleanup(context, failure)  # raised where it was cancelled; whoever asked has gone
         try:
@@ -115,4 +115,4 @@ def _is_of_ending(failure: BaseException, context: RequestContext) -> bool:
 
 def _log_cleanup(context: RequestContext, error: BaseException) -> None:
     text = "request %s: engine failed while cleaning up: %s"
-    _log.log(logging.WARNING, "cleanup failed", text, quoted(context.id), describe_failure(error))
+    _log.log(logging.WARNING, "cleanup failed", text, named(context.id), describe_failure(error))

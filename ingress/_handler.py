@@ -23,7 +23,7 @@ from ._logging import request_scope
 from ._push_gate import AdmittedPush, PushGate
 from ._response import Response
 from ._shares import caller_of
-from ._text import quoted
+from ._text import named, quoted
 from ._token import TokenGuard
 from ._tracing import EndpointTracer, RequestEnd, RequestStart, end_span, start_span
 from .abc import Engine, IngressDispatch
@@ -131,7 +131,7 @@ class PushHandler:
         except BaseException as exc:  # the wall round every request: what comes here is a bug of ours, and ends here
             if is_cancellation(exc):
                 raise
-            logger.exception("request %s of %s: internal error", quoted(control.id), self.endpoint_id)
+            logger.exception("request %s of %s: internal error", named(control.id), self.endpoint_id)
         finally:
             if context.span is not None:  # a request that has ended has none
                 end_span(context.span, RequestEnd(outcome="failed", reason="internal"))
@@ -178,7 +178,7 @@ class PushHandler:
                 except PublishError as exc:
                     # Where the caller has left it is no failure, and the request's own line says so.
                     level = logging.DEBUG if response.publish_error is None else logging.INFO
-                    logger.log(level, "request %s: %s", quoted(context.id), quoted(exc, 600))
+                    logger.log(level, "request %s: %s", named(context.id), quoted(exc, 600))
                 except BaseException as exc:  # an engine's own nursery may raise a group while it is being cancelled
                     if is_cancellation(exc):
                         context.kill("the worker was cancelled")

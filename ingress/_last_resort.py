@@ -13,7 +13,7 @@ import trio
 
 from ._handler import GOODBYE_TIMEOUT
 from ._signals import leave_now
-from ._text import quoted
+from ._text import named
 from ._worker import CLOSING_TIME, Worker
 from .status._loop import describe_stack
 
@@ -99,7 +99,7 @@ class LastResort:
             if not does_loop_run:
                 stack = describe_stack(sys._current_frames().get(self._loop_thread))
                 logger.error("event loop stuck, leaving without it: %s", stack)
-            stuck = ", ".join(quoted(context.id, 64) for context in list(self._worker.open_requests)[:20])
+            stuck = ", ".join(named(context.id, 64) for context in list(self._worker.open_requests)[:20])
             if self._worker.releasing.is_set():
                 logger.error("engines have not released what they hold in the time of the drain, leaving without them")
             else:

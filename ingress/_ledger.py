@@ -9,7 +9,7 @@ from ._failures import class_name, describe_failure, sole_exception, text_of
 from ._logging import TRACE
 from ._request_log import RequestLog
 from ._response import Response
-from ._text import RateLimitedLogger, quoted
+from ._text import RateLimitedLogger, named, quoted
 from ._tracing import RequestEnd, end_span
 from .errors import DialsPending, IngressError, Overloaded, PolicyFailed, TokenRefused
 from .metrics import ERROR_TYPES, OUTCOMES, RequestGuard, WorkHandlerMetrics, cancelled_by
@@ -45,16 +45,14 @@ class Ledger:
         Args:
             reason: ``QUEUE_DEADLINE`` or ``OVERLOADED``.
         """
-        self._log.log(
-            logging.WARNING, reason, "request %s refused: %s", quoted(context.id), quoted(text_of(error), 600)
-        )
+        self._log.log(logging.WARNING, reason, "request %s refused: %s", named(context.id), quoted(text_of(error), 600))
         response.error_type = reason
 
     def failed(self, response: Response, context: RequestContext, failure: BaseException, error_type: str) -> None:
         """Note one failure of a request, unless it is only the echo of its cancellation."""
         if context.ending is not None or response.error_type is not None:
             # The first failure is the request's; that it could not be told, for one, is not a second one.
-            logger.debug("request %s: after its end: %s", quoted(context.id), describe_failure(failure))
+            logger.debug("request %s: after its end: %s", named(context.id), describe_failure(failure))
             return
         response.error_type = error_type
         self._metrics.count_error(error_type)
@@ -62,13 +60,13 @@ class Ledger:
             logging.WARNING,
             class_name(sole_exception(failure)),
             "request %s of %s failed: %s",
-            quoted(context.id),
+            named(context.id),
             self._endpoint_id,
             describe_failure(failure),
         )
         # The causes of our own errors quote what could not be read, and payloads stand on trace lines only.
         level = TRACE if isinstance(failure, IngressError) else logging.DEBUG
-        logger.log(level, "request %s: traceback", quoted(context.id), exc_info=failure)
+        logger.log(level, "request %s: traceback", named(context.id), exc_info=failure)
 
     def settle(self, context: RequestContext, response: Response, guard: RequestGuard) -> None:
         """Note how the request ended: by the first that happened to it, and by that alone."""

@@ -17,7 +17,7 @@ from ._push_gate import read_push
 from ._request_memory import RequestMemory
 from ._response import Response
 from ._shares import caller_of
-from ._text import quoted
+from ._text import named, quoted
 from .abc import IngressDispatch, Push
 from .errors import IngressError, PublishError, ResponseStreamError
 from .wire.messages import ConnectionInfo, RequestControlMessage
@@ -93,13 +93,13 @@ class LegacyTeller:
                         response.refuse(text)
                         await response.send_final()
                     except (ResponseStreamError, PublishError) as exc:
-                        logger.info("refusal of %s not told: %s", quoted(context.id), quoted(exc, 600))
+                        logger.info("refusal of %s not told: %s", named(context.id), quoted(exc, 600))
                 if response.is_whole:
                     dial_back.let_caller_close_first()
         except BaseException as exc:  # the wall, as round every request
             if must_pass(exc):
                 raise
-            logger.exception("refusal of %s: internal error", quoted(context.id))
+            logger.exception("refusal of %s: internal error", named(context.id))
         finally:
             self._pending -= 1
             self._descriptors.held -= 1

@@ -19,7 +19,7 @@ from ._failures import must_pass
 from ._heavy_work import LARGE_BODY, SECONDS_A_COPIED_BYTE, SECONDS_A_READ_BYTE, heavy_work
 from ._request_memory import HeldMemory
 from ._stream_limits import DEFAULT_STREAM_LIMITS, FRAME_BYTES_PER_SECOND, StreamLimits
-from ._text import RateLimitedLogger, quoted
+from ._text import RateLimitedLogger, named, quoted
 from .bodies import SECONDS_A_BYTE, SMALL_BODY, decode_body
 from .errors import RemoteProtocolError, RequestMemoryExhausted
 from .wire.messages import ControlWord
@@ -122,7 +122,7 @@ class RequestInput(Generic[InputT]):
             self._context.kill("caller reset the request stream")
         except RequestMemoryExhausted as exc:
             _log.log(
-                logging.WARNING, "overload", "request %s: no more of its input: %s", quoted(self._context.id), str(exc)
+                logging.WARNING, "overload", "request %s: no more of its input: %s", named(self._context.id), str(exc)
             )
             self._overload = str(exc)
         except BaseException as exc:  # also what a decode function did not mean to raise
@@ -132,7 +132,7 @@ class RequestInput(Generic[InputT]):
                 logging.WARNING,
                 "input",
                 "request %s: %s; taken for a kill",
-                quoted(self._context.id),
+                named(self._context.id),
                 quoted(exc, 600),
             )
             self._context.kill("protocol error on the request stream")

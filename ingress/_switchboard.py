@@ -13,7 +13,7 @@ from ._failures import refusal_text
 from ._handler import PushHandler
 from ._legacy import LegacyTeller
 from ._life import Life, Phase
-from ._text import RateLimitedLogger, printable, quoted
+from ._text import RateLimitedLogger, named, printable
 from ._token import TokenGuard
 from ._tracing import Tracer
 from .abc import Engine, IngressDispatch, Push
@@ -83,8 +83,11 @@ class Switchboard:
         handler = self.by_path.get(path) if self._life.is_accepting and path else None
         if handler is None:
             self._metrics.count_unrouted("draining" if self._life.is_draining else "unknown_endpoint")
-            complaint = "invalid endpoint path" if path is None else f"unknown endpoint {printable(path)}"
-            self._log.log(logging.WARNING, "no such endpoint", "push refused: %s", quoted(complaint, 600))
+            if path is None:
+                complaint = shown = "invalid endpoint path"
+            else:
+                complaint, shown = f"unknown endpoint {printable(path)}", f"unknown endpoint {named(path)}"
+            self._log.log(logging.WARNING, "no such endpoint", "push refused: %s", shown)
             raise Unavailable(complaint)
         return handler
 

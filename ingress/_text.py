@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import unicodedata
 
 import trio
@@ -33,6 +34,15 @@ def quoted(text: object, limit: int = CLIP) -> str:
     """Return the text printable, and in quotes where a part of it might be taken for a field of the log line."""
     shown = printable(text, limit)
     return json.dumps(shown, ensure_ascii=False) if "=" in shown else shown
+
+
+def named(text: object, limit: int = CLIP) -> str:
+    """Return what a caller calls something: in quotes unless it is one plain word, so that it shows where it ends."""
+    shown = printable(text, limit)
+    return shown if _WORD.fullmatch(shown) else json.dumps(shown, ensure_ascii=False)
+
+
+_WORD = re.compile(r"[\w.:/+@%~-]+")
 
 
 def _is_harmless(character: str) -> bool:

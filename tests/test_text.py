@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from ingress._text import RateLimitedLogger, printable, quoted
+from ingress._text import RateLimitedLogger, named, printable, quoted
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,21 @@ from ingress._text import RateLimitedLogger, printable, quoted
 )
 def test_o01_what_might_be_taken_for_a_field_is_quoted(text: str, shown: str) -> None:
     assert quoted(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("0b6e5d7a-1f8c-4c55", "0b6e5d7a-1f8c-4c55"),
+        ("7f3a/demo/backend/generate", "7f3a/demo/backend/generate"),
+        ("", '""'),
+        ("v1 of a.b.c failed: MemoryError", '"v1 of a.b.c failed: MemoryError"'),
+        ('say "no"', '"say \\"no\\""'),
+        ("a\nb", '"a\\\\nb"'),
+    ],
+)
+def test_o01_what_a_caller_calls_something_shows_where_it_ends(text: str, shown: str) -> None:
+    assert named(text) == shown
 
 
 @pytest.mark.parametrize(
