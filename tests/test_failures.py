@@ -238,7 +238,7 @@ class WithoutTraceback(Exception):
     def _fail(self, *value: object) -> Any:
         raise Panic("of its own attributes")
 
-    __traceback__ = __context__ = __cause__ = property(_fail)  # type: ignore[assignment]
+    __traceback__ = __context__ = __cause__ = property(_fail)
 
 
 def nested(depth: int) -> Exception:
