@@ -93,6 +93,24 @@ async def test_empty_metadata_is_left_out_and_the_request_id_is_made_up() -> Non
         assert len(call.control.id) == 36
 
 
+@pytest.mark.parametrize(
+    ("too_large", "text"),
+    [
+        ({"metadata": {str(n): "" for n in range(65)}}, "metadata of 65 entries exceeds 64 entries or 16384 bytes"),
+        ({"metadata": {"é": "x" * 16383}}, "metadata of 1 entries exceeds 64 entries or 16384 bytes"),
+        ({"request_id": "x" * 1025}, "request id of 1025 bytes exceeds 1024"),
+    ],
+)
+async def test_what_a_worker_could_only_refuse_is_not_sent(too_large: dict[str, Any], text: str) -> None:
+    """Its refusal would say that it cannot read the message, and set it aside for everybody's calls."""
+    async with open_stage() as stage:
+        with pytest.raises(ValueError, match=text):
+            await collect(stage, 1, **too_large)
+        assert stage.worker.calls == []
+        await collect(stage, 1, metadata={str(n): "" for n in range(64)})
+        assert len(stage.worker.calls) == 1
+
+
 async def test_headers_name_path_request_and_time_and_forward_the_trace() -> None:
     async with open_stage() as stage:
         before = time.time_ns()

@@ -171,8 +171,10 @@ async def _call(client: Client, options: CallOptions, tally: Tally, place: str) 
         async with _open(client, options) as responses:
             tally.instance_id = responses.instance_id
             await _print_items(responses, options, tally)
-    except (TypeError, ValueError) as exc:
+    except TypeError as exc:
         raise usage("the request cannot be sent", str(exc), "JSON with text keys and 64-bit integers") from exc
+    except ValueError as exc:
+        raise usage("the request cannot be sent", str(exc), "ingress call --help") from exc
 
 
 def _open(client: Client, options: CallOptions) -> AbstractAsyncContextManager[ResponseStream | BidirectionalStream]:

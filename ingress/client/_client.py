@@ -125,7 +125,7 @@ class Client:
             RemoteError: the worker refused this request.
             MessageTooLarge: the request is above this client's limit or the worker's.
             TypeError: the codec cannot hold the request.
-            ValueError: no endpoint name, or a routing that cannot be.
+            ValueError: no endpoint name, a routing that cannot be, or an id or metadata above a worker's limit.
         """
         target, request_id = self._begin(endpoint, routing, instance_id, request_id)
         async with self._call_home.appointment("response") as appointment:
@@ -185,7 +185,7 @@ class Client:
         requests: Appointment | None = None,
     ) -> RequestControlMessage:
         """Return a control message that leads the worker to the appointments; with ``requests`` of a call both ways."""
-        return RequestControlMessage(
+        control = RequestControlMessage(
             request_id,
             "single_in" if requests is None else "many_in",
             "many_out",
@@ -196,6 +196,8 @@ class Client:
             ),
             metadata=dict(metadata or {}),
         )
+        control.check_limits()  # else the worker would refuse what it cannot name, and be set aside for it
+        return control
 
     def _frame(
         self, target: Target, control: RequestControlMessage, body: bytes, headers: Mapping[str, str] | None = None

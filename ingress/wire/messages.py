@@ -153,17 +153,24 @@ class RequestControlMessage:
             DeserializationError: not JSON, a missing or wrong field, or larger than a limit of this module.
         """
         control = _decode(_CONTROL_MESSAGE, header, "control message")
-        if (size := _size(control.id)) > MAX_REQUEST_ID:
-            raise DeserializationError(f"request id of {size} bytes exceeds {MAX_REQUEST_ID}")
-        if control.metadata is not UNSET and (
-            len(control.metadata) > MAX_METADATA_ENTRIES
-            or sum(_size(k) + _size(v) for k, v in control.metadata.items()) > MAX_METADATA_BYTES
+        try:
+            control.check_limits()
+        except ValueError as exc:
+            raise DeserializationError(str(exc)) from None
+        return control
+
+    def check_limits(self) -> None:
+        """Return where no worker would refuse it for its size; raises ValueError, naming size and limit."""
+        if (size := _size(self.id)) > MAX_REQUEST_ID:
+            raise ValueError(f"request id of {size} bytes exceeds {MAX_REQUEST_ID}")
+        if self.metadata is not UNSET and (
+            len(self.metadata) > MAX_METADATA_ENTRIES
+            or sum(_size(k) + _size(v) for k, v in self.metadata.items()) > MAX_METADATA_BYTES
         ):
-            raise DeserializationError(
-                f"metadata of {len(control.metadata)} entries exceeds {MAX_METADATA_ENTRIES} entries "
+            raise ValueError(
+                f"metadata of {len(self.metadata)} entries exceeds {MAX_METADATA_ENTRIES} entries "
                 f"or {MAX_METADATA_BYTES} bytes"
             )
-        return control
 
 
 @frozen
