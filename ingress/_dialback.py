@@ -18,6 +18,7 @@ from ._dial_limits import Turn
 from ._dialled import DialledStreams
 from ._logging import request_scope
 from ._network import TcpConnect, TcpStream
+from ._patience import LATE
 from ._request_memory import HeldMemory
 from ._request_stream import RequestInput
 from ._stream_limits import DEFAULT_STREAM_LIMITS, StreamLimits
@@ -190,21 +191,26 @@ class DialBack:
     async def _connect_in_turn(self, turn: Turn, target: DialTarget, started: TcpConnect | None) -> trio.abc.Stream:
         dialled: SocketAddress | None = None
         stream: trio.abc.Stream | None = None
-        failure, is_theirs = "", True
+        failure, is_theirs, may_try_again = "", True, True
         try:
-            with turn.begin(self.shared.limits.connect_timeout) as scope:
-                try:
-                    dialled = (
-                        target
-                        if isinstance(target, SocketAddress)
-                        else await self.shared.guard.resolve(self._peer_host, target)
-                    )
-                    if started is not None:
-                        stream = await started.wait()
-                    else:
-                        stream = await self.shared.network.connect(dialled.host, dialled.port)
-                except OSError as exc:
-                    failure, is_theirs = _describe(exc), exc.errno not in _OUR_OWN
+            while True:
+                with turn.begin(self.shared.limits.connect_timeout) as scope:
+                    try:
+                        dialled = (
+                            target
+                            if isinstance(target, SocketAddress)
+                            else await self.shared.guard.resolve(self._peer_host, target)
+                        )
+                        if started is not None:
+                            stream = await started.wait()
+                        else:
+                            stream = await self.shared.network.connect(dialled.host, dialled.port)
+                    except OSError as exc:
+                        failure, is_theirs = _describe(exc), exc.errno not in _OUR_OWN
+                is_late = scope.cancelled_caught and trio.current_time() - scope.deadline > LATE
+                if not (is_late and may_try_again):
+                    break
+                started, may_try_again = None, False  # we were stopped, and the caller may have taken it long ago
             if stream is not None:
                 turn.note_answer()
                 return stream

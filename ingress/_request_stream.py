@@ -17,6 +17,7 @@ from attrs import frozen
 from ._context import RequestContext
 from ._failures import must_pass
 from ._heavy_work import LARGE_BODY, SECONDS_A_COPIED_BYTE, SECONDS_A_READ_BYTE, heavy_work
+from ._patience import read_until
 from ._request_memory import HeldMemory
 from ._stream_limits import DEFAULT_STREAM_LIMITS, FRAME_BYTES_PER_SECOND, StreamLimits
 from ._text import RateLimitedLogger, named, quoted
@@ -154,7 +155,11 @@ class RequestInput(Generic[InputT]):
     async def _read(self) -> None:
         decoder = TwoPartDecoder(max_message_size=self._limits.max_frame_size, what="request stream frame")
         begun_at = trio.current_time()
-        while data := await self._receive_some(decoder, begun_at):
+        while True:
+            data, put_off = await self._receive_some(decoder, begun_at)
+            begun_at += put_off
+            if not data:
+                break
             if decoder.is_idle:
                 begun_at = trio.current_time()
             decoder.receive_data(data)
@@ -184,18 +189,21 @@ class RequestInput(Generic[InputT]):
                 begun_at += trio.current_time() - waits_from
         self._context.kill("request stream ended before its sentinel")
 
-    async def _receive_some(self, decoder: TwoPartDecoder, begun_at: float) -> bytes | bytearray:
+    async def _receive_some(self, decoder: TwoPartDecoder, begun_at: float) -> tuple[bytes | bytearray, float]:
         """Read, until the frame that has begun is due; between frames a caller may rest as long as it likes.
+
+        Returns what was read, and by how much the frame's time was put off.
 
         Raises:
             RemoteProtocolError: the frame has not come whole in its time.
         """
         if decoder.is_idle:
-            return await self._stream.receive_some(_READ_SIZE)
+            return await self._stream.receive_some(_READ_SIZE), 0.0
         seconds = self._limits.frame_timeout + decoder.announced_size / FRAME_BYTES_PER_SECOND
-        with trio.move_on_at(begun_at + seconds):
-            return await self._stream.receive_some(_READ_SIZE)
-        raise RemoteProtocolError(f"expected the rest of a request stream frame, got none within {seconds:g} s")
+        data, put_off = await read_until(self._stream, _READ_SIZE, begun_at + seconds)
+        if data is None:
+            raise RemoteProtocolError(f"expected the rest of a request stream frame, got none within {seconds:g} s")
+        return data, put_off
 
     async def _take(self, body: bytes) -> None:
         if len(body) > LARGE_BODY:

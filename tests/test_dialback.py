@@ -113,11 +113,25 @@ async def test_c07_connection_info_that_cannot_be_read_is_refused(info: str) -> 
         assert dialled(stage) == []
 
 
-@pytest.mark.parametrize("transport", ["quic-response", "nats", "", "TCP_SERVER"])
-async def test_c06_a_foreign_response_transport_is_refused_by_its_name(transport: str) -> None:
+@pytest.mark.parametrize(
+    ("transport", "named"),
+    [
+        ("quic-response", "quic-response"),
+        ("nats", "nats"),
+        ("", '""'),
+        ("TCP_SERVER", "TCP_SERVER"),
+        ("a\nb is fine", '"a\\\\nb is fine"'),
+    ],
+)
+async def test_c06_o01_a_foreign_response_transport_is_refused_by_its_name(
+    transport: str, named: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the whole of a refusal's line it could have been any other refusal."""
     async with open_stage(echo) as stage:
         ack = await ask_with(stage, transport=transport)
-        assert ack == f"Server unavailable: response transport {transport} is not supported"
+        assert ack == f"Server unavailable: response transport {named} is not supported"
+        (line,) = caplog.messages
+        assert line.endswith(f" refused: response transport {named} is not supported")
         assert stage.counted_ends() == {"response_stream": 1}
 
 
@@ -163,6 +177,13 @@ class BlackHole(MemoryNetwork):
         return await super().connect(host, port)
 
 
+class Stopped(BlackHole):
+    """The first dial-back, the second connection of all, does not come about while the worker can see it."""
+
+    async def connect(self, host: str, port: int) -> MemoryStream:
+        return await super().connect(host, 9999 if len(self.connects) == 1 else port)
+
+
 class OutOfDescriptors(MemoryNetwork):
     async def connect(self, host: str, port: int) -> MemoryStream:
         if port == 9999:
@@ -184,6 +205,21 @@ async def test_d02_a_black_hole_is_given_up_after_five_seconds(
         assert stage.counted_ends() == {"response_stream": 100}
         stage.assert_nothing_left()
         assert "dial-back to 127.0.0.1:9999 timed out after 5 s" in caplog.records[0].getMessage()
+
+
+@pytest.mark.parametrize("seconds", [5.1, 40])
+async def test_d15_a_dial_back_that_ran_out_while_the_worker_was_stopped_is_tried_again(
+    seconds: float, autojump_clock: MockClock
+) -> None:
+    async with open_stage(echo, network=Stopped()) as stage:
+        assert await stage.ask(stage.caller.payload(0)) == ""
+        await wait_all_tasks_blocked()
+        autojump_clock.jump(seconds)
+        await wait_all_tasks_blocked()
+        if seconds == 40:
+            assert (await (await stage.caller.accept()).read_to_sentinel()).is_whole
+        else:
+            assert stage.counted_ends() == {"response_stream": 1}
 
 
 async def test_l04_a_dial_back_without_descriptors_is_counted_and_the_worker_lives(

@@ -24,6 +24,7 @@ TABLE: tuple[tuple[str, ...], ...] = (
         "_fair_line",
         "_hosts",
         "_life",
+        "_patience",
         "_per_run",
         "_shares",
         "_signals",

@@ -14,6 +14,7 @@ import trio
 
 from .._fair_line import of_peer
 from .._heavy_work import SECONDS_A_COPIED_BYTE, SECONDS_A_READ_BYTE, heavy_work
+from .._patience import read_until
 from .._shares import caller_of
 from .._stream_limits import FRAME_BYTES_PER_SECOND
 from .._tallies import Tallies
@@ -38,9 +39,6 @@ logger = logging.getLogger("ingress.planes.tcp")
 # After a refusal that ends the connection the caller may still be sending; reading on for a while lets the ack arrive
 # before the reset that unread bytes would cause.
 _LINGER_TIMEOUT = 1.0
-
-# A deadline that is noticed later than this finds a loop that was blocked, or a process that was stopped.
-_LATE = 0.25
 
 # The beginning of a payload that is not taken: what the largest control message takes, and how long it is waited for.
 _START_SIZE = MAX_CONTROL_MESSAGE + PREFIX.size
@@ -172,14 +170,11 @@ class _Conversation:
         if decoder.announced_size > LARGE_FRAME:  # its parts are many
             self._begun_at += await _wait_to_read()
         size = _READ_SIZE if decoder.announced_size > _FIRST_READ_SIZE else _FIRST_READ_SIZE
-        while True:
-            deadline = self._begun_at + options.frame_timeout + decoder.announced_size / FRAME_BYTES_PER_SECOND
-            with trio.move_on_at(deadline):
-                return await self._stream.receive_some(size)
-            late = trio.current_time() - deadline
-            if late < _LATE:
-                break
-            self._begun_at += late + _LATE  # not the caller was held up but we were: its bytes may be there
+        deadline = self._begun_at + options.frame_timeout + decoder.announced_size / FRAME_BYTES_PER_SECOND
+        data, put_off = await read_until(self._stream, size, deadline)
+        self._begun_at += put_off
+        if data is not None:
+            return data
         shared = self._shared
         shared.tallies.frames_refused["deadline"] += 1
         text = "%s sent no whole frame within %g s, closing"
