@@ -280,9 +280,7 @@ def closed(redirection: str, verb: Sequence[str], directory: Path) -> subprocess
     )
 
 
-@pytest.mark.parametrize(
-    "arguments", [("call", "generate", "-d", "-"), ("call", "generate", "--bidi"), ("decode", "-")]
-)
+@pytest.mark.parametrize("arguments", [("call", "generate", "-d", "-"), ("decode", "-")])
 def test_standard_input_that_is_closed_is_an_error_in_three_lines(arguments: tuple[str, ...], tmp_path: Path) -> None:
     ended = closed("<&-", arguments, tmp_path)
     assert (ended.returncode, ended.stdout) == (2, "")

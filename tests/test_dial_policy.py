@@ -204,13 +204,13 @@ def refuse(ip: object) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a namespace of Linux")
 def test_d03_an_address_of_this_host_is_known_where_any_address_can_be_bound() -> None:
-    """In a network of its own: two addresses, the second one a secondary one, and a neighbour that is nobody's."""
+    """In a network of its own, with addresses of both versions and others beside them."""
     script = """
     set -e
     ip link set lo up
-    ip address add 10.60.0.1/24 dev lo
-    ip address add 10.60.0.2/24 dev lo
-    ip -6 address add fd22::1/64 dev lo nodad
+    ip address add 10.60.0.1/32 dev lo
+    ip address add 10.60.0.2/32 dev lo
+    ip -6 address add fd22::1/128 dev lo nodad
     sysctl -qw net.ipv4.ip_nonlocal_bind=1 net.ipv6.ip_nonlocal_bind=1
     """
     if shutil.which("unshare") is None:
@@ -224,7 +224,7 @@ def test_d03_an_address_of_this_host_is_known_where_any_address_can_be_bound() -
     from ingress._host_addresses import is_of_this_host
     print(*[is_of_this_host(ipaddress.ip_address(text)) for text in sys.argv[1:]])
     """
-    addresses = ["10.60.0.1", "10.60.0.2", "fd22::1", "10.60.0.3", "10.60.0.255", "fd22::2", "192.0.2.1"]
+    addresses = ["10.60.0.1", "10.60.0.2", "fd22::1", "10.60.0.3", "fd22::2", "192.0.2.1", "2001:db8::1"]
     told = subprocess.run(
         [*before, f'{script}\nexec "$@"', "sh", sys.executable, "-c", dedent(asked), *addresses],
         capture_output=True,

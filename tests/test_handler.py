@@ -201,7 +201,11 @@ RAISED: list[tuple[BaseException, str, str]] = [
     (MemoryError("x"), "Unknown", "MemoryError: x"),
     (RecursionError("deep"), "Unknown", "RecursionError: deep"),
     (ExceptionGroup("g", [ValueError("x")]), "InvalidArgument", "ValueError: x"),
-    (ExceptionGroup("g", [ValueError("x"), KeyError("k")]), "Unknown", "ExceptionGroup: g (2 sub-exceptions)"),
+    (
+        ExceptionGroup("g", [ValueError("x"), KeyError("k")]),
+        "Unknown",
+        "ExceptionGroup: g (2 sub-exceptions): ValueError: x; KeyError: 'k'",
+    ),
     (BaseExceptionGroup("g", [SystemExit(1)]), "Unknown", "SystemExit: 1"),
     (InvalidArgument("no tools"), "InvalidArgument", "no tools"),
     (CannotConnect("no gpu"), "CannotConnect", "no gpu"),

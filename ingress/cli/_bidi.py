@@ -80,6 +80,8 @@ async def _send(call: BidirectionalStream, line: bytes) -> None:
 
 
 async def _read() -> bytes:
+    if sys.stdin is None:  # `<&-`
+        return b""
     try:
         # Not sys.stdin's own methods: a thread that is left behind in one holds its lock, and the interpreter then
         # aborts when it ends.

@@ -113,8 +113,6 @@ def call(
     output.set_up_logging()
     if bidi and caller.data != DEFAULT_DATA:
         raise usage("--bidi and -d exclude each other", "--bidi sends the lines of standard input", "--bidi without -d")
-    if bidi and sys.stdin is None:  # `<&-`
-        raise usage("standard input cannot be read", "it is closed", "a file or a pipe")
     options = CallOptions(
         endpoint=check_endpoint(endpoint, namespace),
         request=caller.request(),
