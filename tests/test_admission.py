@@ -14,6 +14,8 @@ from ingress import AdmissionPolicy, Overloaded
 from ingress._admission import Admission, Slot
 from ingress._descriptors import StreamDescriptors
 from ingress.abc import Arrival, Load
+from ingress.testing import MemoryNetwork
+from ingress.wire.messages import ControlWord
 
 from .raw_caller import open_raw_caller, open_stage, slow_network
 
@@ -50,6 +52,50 @@ async def test_a_slot_that_was_granted_to_a_waiter_being_cancelled_is_passed_on(
     assert third.is_granted
     third.release()
     assert admission.running == 0
+
+
+class SlowToClose(MemoryNetwork):
+    """Dial-backs whose closing takes its time, as the goodbye of TLS does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closing = 0
+        self.may_close = trio.Event()
+
+    async def connect(self, host: str, port: int) -> Any:
+        stream: Any = await super().connect(host, port)
+        if len(self.connects) == 1:  # the request connection
+            return stream
+        aclose = stream.aclose
+
+        async def aclose_slowly() -> None:
+            self.closing += 1
+            await self.may_close.wait()
+            await aclose()
+
+        stream.closes_promptly, stream.aclose = True, aclose_slowly
+        return stream
+
+
+async def test_a_slot_is_free_while_the_closing_of_a_stream_still_takes_its_time() -> None:
+    async def engine(request: Any) -> AsyncIterator[Any]:
+        yield request
+        if request == "endless":
+            await trio.sleep_forever()
+
+    network = SlowToClose()
+    async with open_stage(engine, network=network, engine_request_limit=1) as stage:
+        try:
+            killed = await stage.call("endless")
+            assert await killed.read_items(1) == ["endless"]
+            await killed.send_word(ControlWord.KILL)
+            await wait_all_tasks_blocked()
+            assert network.closing == 2, "by who has heard the word, and by the request itself"
+            assert (stage.worker.admission.running, len(stage.worker.open_requests)) == (0, 0)
+            following = await stage.call("short")
+            assert (await following.read_to_sentinel()).is_whole
+        finally:
+            network.may_close.set()
 
 
 # -- the queue deadline ----------------------------------------------------------------------------------------------

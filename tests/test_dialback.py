@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import trio
@@ -184,10 +186,32 @@ class Stopped(BlackHole):
         return await super().connect(host, 9999 if len(self.connects) == 1 else port)
 
 
-class OutOfDescriptors(MemoryNetwork):
+class Failing(MemoryNetwork):
+    """Connections to port 9999 fail, and are counted."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.failed = 0
+        self._number = number
+
     async def connect(self, host: str, port: int) -> MemoryStream:
         if port == 9999:
-            raise OSError(24, "Too many open files")
+            self.fail()
+        return await super().connect(host, port)
+
+    def fail(self) -> NoReturn:
+        self.failed += 1
+        raise OSError(self._number, os.strerror(self._number))
+
+
+class FailingAtOnce(Failing):
+    """And fail as soon as they are begun, which those of real TCP are first."""
+
+    def start_connect(self, host: str, port: int) -> NoReturn:
+        self.fail()
+
+    async def connect(self, host: str, port: int) -> MemoryStream:
+        assert port != 9999, "it was not tried at once"
         return await super().connect(host, port)
 
 
@@ -225,7 +249,7 @@ async def test_d15_a_dial_back_that_ran_out_while_the_worker_was_stopped_is_trie
 async def test_l04_a_dial_back_without_descriptors_is_counted_and_the_worker_lives(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with open_stage(echo, network=OutOfDescriptors()) as stage:
+    async with open_stage(echo, network=Failing(errno.EMFILE)) as stage:
         control = stage.caller.control(info={"address": "127.0.0.1:9999"})
         assert await stage.ask(stage.caller.payload(0, control)) == ""
         await wait_all_tasks_blocked()
@@ -234,12 +258,29 @@ async def test_l04_a_dial_back_without_descriptors_is_counted_and_the_worker_liv
         await stage.assert_alive()
 
 
-async def test_d05_what_we_lack_ourselves_is_no_failure_of_the_address() -> None:
-    async with open_stage(echo, network=OutOfDescriptors()) as stage:
+@pytest.mark.parametrize("make_network", [Failing, FailingAtOnce])
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [
+        ("EMFILE", 100),
+        ("ENFILE", 100),
+        ("ENOBUFS", 100),
+        ("ENOMEM", 100),
+        ("EADDRNOTAVAIL", 100),
+        ("ECONNREFUSED", 64),
+        ("EHOSTUNREACH", 64),
+    ],
+)
+async def test_d05_what_we_lack_ourselves_is_no_failure_of_the_address(
+    make_network: type[Failing], name: str, taken: int, autojump_clock: MockClock
+) -> None:
+    network = make_network(getattr(errno, name))
+    async with open_stage(echo, network=network) as stage:
         control = stage.caller.control(info={"address": "127.0.0.1:9999"})
-        for _ in range(100):
-            assert await stage.ask(stage.caller.payload(0, control)) == ""
+        for number in range(100):
+            assert await stage.ask(stage.caller.payload(0, control)) == ("" if number < taken else REFUSED)
             await wait_all_tasks_blocked()
+        assert network.failed == taken
         assert stage.counted_ends() == {"response_stream": 100}
 
 

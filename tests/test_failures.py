@@ -26,7 +26,7 @@ from ingress.errors import (
 from ingress.wire.messages import ControlWord, RequestControlMessage
 from shapes import HeaderAndData
 
-from .raw_caller import open_stage, slow_network
+from .raw_caller import NETWORKS, open_stage, slow_network
 
 # -- texts -----------------------------------------------------------------------------------------------------------
 
@@ -307,6 +307,24 @@ async def flood(request: Any) -> AsyncIterator[Any]:
         await trio.sleep(request)
         if request == 1:
             raise ValueError("cleanup failed")
+
+
+@pytest.mark.parametrize("how", ["stop grace", "write stall"])
+async def test_fin_does_not_wait_either_where_time_and_not_the_caller_ends_the_request(
+    how: str, autojump_clock: MockClock
+) -> None:
+    options = {"stop_grace": 2.0} if how == "stop grace" else {"write_stall_timeout": 2.0}
+    async with open_stage(flood, network=NETWORKS["pipes"](), **options) as stage:
+        response = await stage.call(3)
+        await wait_all_tasks_blocked()
+        if how == "stop grace":
+            await response.send_word(ControlWord.STOP)
+        await trio.sleep(2.1)
+        assert (await response.read_to_end()).end == "fin"
+        assert trio.current_time() == pytest.approx(2.1)
+        assert stage.worker.admission.running == 1, "what the engine holds is still in use"
+        await trio.sleep(3)
+        stage.assert_nothing_left()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import trio
 from attrs import define
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from ingress.status._progress import read_progress
 
@@ -71,5 +71,23 @@ async def test_running_requests_are_seen_as_long_as_they_run(autojump_clock: Moc
             progress = read_progress(endpoints, trio.current_time())
             assert (progress.status, progress.running) == (status, 1)
         await response.read_to_sentinel()
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
         assert read_progress(endpoints, trio.current_time()).status == "idle"
+
+
+async def test_after_an_idle_hour_a_request_has_its_time_from_its_beginning(autojump_clock: MockClock) -> None:
+    async def engine(request: Any) -> AsyncIterator[Any]:
+        await trio.sleep(request)
+        yield 1
+
+    async with open_stage(engine) as stage:
+        endpoints = stage.worker.metrics.endpoints
+        await stage.tell(0)
+        await trio.sleep(3600)
+        await stage.call(100)
+        for elapsed, status in ((0, "ok"), (60, "ok"), (1, "stalled")):
+            await trio.sleep(elapsed)
+            assert read_progress(endpoints, trio.current_time()).status == status
+        await stage.call(100)  # one that begins is no excuse for one that is silent
+        progress = read_progress(endpoints, trio.current_time())
+        assert (progress.status, progress.running) == ("stalled", 2)

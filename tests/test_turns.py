@@ -105,6 +105,36 @@ async def test_f18_no_line_stands_still_while_another_is_long() -> None:
         assert seen["refused"] == pytest.approx(total / 4, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    "wait_in_bulk", [lambda turns: turns.wait(is_bulk=True), lambda turns: turns.go_on(is_welcome=True)]
+)
+async def test_f18_who_has_just_read_goes_first_then_who_sends_a_great_many_and_who_is_refused_last(
+    wait_in_bulk: Callable[[Turns], Awaitable[int]],
+) -> None:
+    ended_in = dict[str, int]()
+
+    async def stand(name: str, wait: Callable[[Turns], Awaitable[int]]) -> None:
+        turns.left -= await wait(turns)
+        ended_in[name] = passes.count
+
+    turns = Turns()
+    async with trio.open_nursery() as nursery, counted_passes() as passes:
+        turns.left = 0
+        for name, wait in (
+            ("refused", lambda turns: turns.go_on(is_welcome=False)),
+            ("bulk", wait_in_bulk),
+            ("readers", lambda turns: turns.wait(is_bulk=False)),
+        ):  # who goes last has come first
+            for _ in range(CROWD):
+                nursery.start_soon(stand, name, wait)
+            await wait_all_tasks_blocked()
+        assert not ended_in
+        nursery.start_soon(turns.serve)
+        await wait_all_tasks_blocked()
+        assert ended_in["readers"] < ended_in["bulk"] < ended_in["refused"]
+        nursery.cancel_scope.cancel()
+
+
 async def test_who_comes_first_goes_first_one_frame_each_in_a_crowd_and_a_turn_each_where_there_is_none() -> None:
     went = list[tuple[int, int]]()
 
