@@ -11,7 +11,7 @@ import pytest
 
 from ingress import _memory_watermark
 from ingress._memory_watermark import MemoryLimit, find_usable_memory
-from ingress.planes._connections import Connection
+from ingress.planes._connection import Connection
 from ingress.planes._incomplete import LEAST_INCOMPLETE_BYTES, IncompleteFrames
 
 MIB = 1 << 20

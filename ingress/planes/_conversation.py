@@ -29,7 +29,8 @@ from ..wire.request_frame import (
     encode_ack,
 )
 from ..wire.two_part import PREFIX
-from ._connections import Connection, Connections
+from ._connection import Connection
+from ._connections import Connections
 from ._incomplete import LARGE_FRAME, IncompleteFrames
 from ._turns import FRAMES_A_TURN, Turns
 

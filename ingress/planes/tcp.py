@@ -21,7 +21,8 @@ from .._tallies import Tallies
 from .._text import RateLimitedLogger
 from ..abc import PlaneOptions, PushReceiver, RequestPlane
 from ..wire.addresses import split_advertised
-from ._connections import Connection, Connections
+from ._connection import Connection
+from ._connections import Connections
 from ._conversation import Conversations
 from ._incomplete import IncompleteFrames
 
