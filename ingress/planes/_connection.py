@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from typing import Final
+
 import trio
 
 # A caller sends its first request as soon as it is connected.
@@ -16,32 +19,44 @@ LEAST_SENT = 64 * 1024
 _LOOK_AGAIN = 1.0
 
 
+# What a connection is about. Whoever looks for one that rests leaves a mark, which the next request takes away.
+BEGUN: Final = 0  # its handshake or a request has begun to come, or waits for its turn
+HELD: Final = 1  # a request is being handed over, or acked
+RESTS: Final = 2  # it waits for the next request
+RESTED: Final = 3  # it rested when it was looked at, and has ever since
+
+
 class Connection:
     """One that is open; for the tasks of its plane."""
 
-    __slots__ = ("incomplete", "is_open", "is_proven", "opened_at", "peer", "peer_host", "stream")
+    __slots__ = (
+        "begun_at",
+        "gave_way",
+        "incomplete",
+        "is_open",
+        "is_proven",
+        "opened_at",
+        "peer",
+        "peer_host",
+        "phase",
+        "stream",
+    )
 
-    def __init__(self, stream: trio.abc.Stream, peer_host: str | None, peer: Peer | None, opened_at: float) -> None:
+    def __init__(self, stream: trio.abc.Stream, peer_host: str | None, opened_at: float) -> None:
         self.stream = stream
         self.peer_host = peer_host
-        self.peer = peer
+        self.peer: Peer | None = None
         self.opened_at = opened_at
+        self.begun_at = opened_at
+        """When the frame began that is being read, or the last one did."""
+        self.phase: int = BEGUN
         self.is_open = True
         self.is_proven = False
         """True once it has sent a whole request."""
         self.incomplete = 0
         """Bytes of a large request that it has not sent whole yet; :class:`IncompleteFrames` keeps them."""
-
-
-class Peer:
-    """What one address has open."""
-
-    __slots__ = ("open", "silent")
-
-    def __init__(self) -> None:
-        self.open = 0
-        self.silent = Silent()
-        """Those that have not sent a whole request yet."""
+        self.gave_way = ""
+        """Under which reason it was closed for another one, if it was."""
 
 
 class Silent:
@@ -84,3 +99,20 @@ class Silent:
             if found is not None:
                 return found
         return None
+
+
+class Peer:
+    """What one address has open."""
+
+    __slots__ = ("address", "connections", "silent")
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.connections: OrderedDict[Connection, None] = OrderedDict()
+        """All of them: in the order in which they came, or were looked at."""
+        self.silent = Silent()
+        """Those that have not sent a whole request yet."""
+
+    @property
+    def open(self) -> int:
+        return len(self.connections)
