@@ -80,6 +80,14 @@ class TcpStream(trio.abc.HalfCloseableStream):
         poll.register(self._raw, getattr(select, "POLLRDHUP", 0))  # a reset is always told
         return bool(poll.poll(0))
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether the peer has sent something that is not read yet; not its end, which may be all there is."""
+        try:
+            return bool(self._raw.recv(1, socket.MSG_PEEK))
+        except OSError:  # nothing has come, or the connection is gone
+            return False
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         self._check_open()
         with memoryview(data) as view:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-# "silent" made room for another, having sent no request for a while; "peer" and "limit" found none.
-CONNECTION_REFUSALS = ("limit", "peer", "silent", "tls")
+# "silent" made room for another, having sent no request for a while, and "displaced" for one of an address that had far
+# fewer; "peer" and "limit" found none.
+CONNECTION_REFUSALS = ("limit", "peer", "silent", "displaced", "tls")
 FRAME_REFUSALS = ("too_large", "path", "deadline", "overloaded")
 DIAL_DENIALS = ("unreadable", "policy", "reserved", "denied", "failing")
 SLOW_PEER_SIDES = ("request", "response")
@@ -33,7 +34,7 @@ class Tallies:
         """Return each family's help text, label and counts."""
         return {
             "ingress_connections_refused_total": (
-                "Request connections closed before a frame was read",
+                "Request connections refused, or closed to make room",
                 "reason",
                 self.connections_refused,
             ),

@@ -12,7 +12,8 @@ from trio.testing import MockClock
 
 from ingress._shares import share_of_peer
 from ingress._tallies import Tallies
-from ingress.planes._connections import LEAST_SENT, MAX_SILENCE, Connection, Connections, Silent
+from ingress.planes._connection import LEAST_SENT, MAX_SILENCE, Connection, Silent
+from ingress.planes._connections import Connections
 
 
 def make(most: int, of_peer: int | None = None) -> Connections:
@@ -40,13 +41,13 @@ async def test_f15_one_peer_leaves_the_others_their_quarter() -> None:
     greedy = [admit(connections, "10.0.0.1") for _ in range(6)]
     assert enter(connections, "10.0.0.1") == (None, None)
     others = [admit(connections, peer) for peer in ("10.0.0.2", None)]
-    assert enter(connections, "10.0.0.3") == (None, None)
-    assert connections._tallies.connections_refused == {"limit": 1, "peer": 1, "silent": 0, "tls": 0}
+    assert enter(connections, None) == (None, None)
+    assert connections._tallies.connections_refused == {"limit": 1, "peer": 1, "silent": 0, "displaced": 0, "tls": 0}
     for connection in (*greedy, *others):
         connections.leave(connection)
         assert not connection.is_open and not connection.is_proven  # it has sent nothing
     assert connections._tallies.connections_open == 0
-    assert not connections._peers and not connections._silent
+    assert not connections._peers._by_address and not connections._silent
 
 
 async def test_f14_f15_the_longest_silent_connection_gives_way(autojump_clock: MockClock) -> None:
@@ -64,7 +65,7 @@ async def test_f14_f15_the_longest_silent_connection_gives_way(autojump_clock: M
     await trio.sleep(MAX_SILENCE)
     connections.prove(third)
     assert enter(connections, "10.0.0.3")[1] is fourth
-    assert connections._tallies.connections_refused == {"limit": 2, "peer": 0, "silent": 2, "tls": 0}
+    assert connections._tallies.connections_refused == {"limit": 2, "peer": 0, "silent": 2, "displaced": 0, "tls": 0}
     assert connections._tallies.connections_open == 4
 
 
@@ -104,7 +105,7 @@ class LookedAt(Connection):
 
     def __init__(self, opened_at: float) -> None:
         stream: Any = None
-        super().__init__(stream, None, None, opened_at)
+        super().__init__(stream, None, opened_at)
 
     @property
     def incomplete(self) -> int:
@@ -133,7 +134,7 @@ def test_f15_uploads_are_looked_at_once_a_second_however_many_connections_find_n
 
 def test_f15_who_sends_nothing_gives_way_before_an_upload_that_fell_behind() -> None:
     stream: Any = None
-    silent, upload, quiet = Silent(), Connection(stream, None, None, 0.0), Connection(stream, None, None, 12.0)
+    silent, upload, quiet = Silent(), Connection(stream, None, 0.0), Connection(stream, None, 12.0)
     upload.incomplete = 2 * LEAST_SENT
     silent.add(upload)
     silent.add(quiet)
@@ -160,7 +161,8 @@ class ConnectionBook(RuleBasedStateMachine):
     def come(self, peer: str | None) -> None:
         connection, given_up = enter(self.connections, peer)
         if given_up is not None:
-            assert not given_up.is_open and given_up.opened_at + MAX_SILENCE <= self.now
+            assert not given_up.is_open
+            assert given_up.gave_way == "displaced" or given_up.opened_at + MAX_SILENCE <= self.now
             self.open.remove(given_up)
         if connection is not None:
             self.open.append(connection)
@@ -181,7 +183,7 @@ class ConnectionBook(RuleBasedStateMachine):
     @invariant()
     def counts_hold(self) -> None:
         assert self.connections._tallies.connections_open == len(self.open) <= 6
-        peers = {peer: count.open for peer, count in self.connections._peers.items()}
+        peers = {peer.address: peer.open for peer in self.connections._peers._by_address.values()}
         assert peers == {
             name: count for name in ("a", "b") if (count := sum(each.peer_host == name for each in self.open))
         }

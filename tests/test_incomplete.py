@@ -11,7 +11,7 @@ import pytest
 
 from ingress import _memory_watermark
 from ingress._memory_watermark import MemoryLimit, find_usable_memory
-from ingress.planes._connections import Connection
+from ingress.planes._connection import Connection
 from ingress.planes._incomplete import LEAST_INCOMPLETE_BYTES, IncompleteFrames
 
 MIB = 1 << 20
@@ -20,7 +20,7 @@ TOO_MANY = "too many bytes of unfinished requests"
 
 def connection(peer_host: str | None = None) -> Connection:
     stream: Any = None
-    return Connection(stream, peer_host, None, 0.0)
+    return Connection(stream, peer_host, 0.0)
 
 
 def test_f03_all_connections_have_one_budget_and_give_it_back() -> None:

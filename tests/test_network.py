@@ -88,6 +88,22 @@ async def test_sending_to_a_closed_or_reset_connection_is_a_broken_resource() ->
             ours.send_nowait(b"x")
 
 
+async def test_whether_bytes_wait_is_told_without_reading_them_and_an_end_is_no_bytes() -> None:
+    async with open_connection() as (ours, theirs):
+        told = [ours.has_unread]
+        await theirs.send_all(b"xy")
+        await trio.lowlevel.wait_readable(ours)
+        told += [ours.has_unread, ours.has_unread]
+        assert await ours.receive_some() == b"xy"
+        told.append(ours.has_unread)
+        await theirs.aclose()
+        await trio.lowlevel.wait_readable(ours)
+        told.append(ours.has_unread)
+        await ours.aclose()
+        told.append(ours.has_unread)
+    assert told == [False, True, True, False, False, False]
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "0.0.0.0", "::"])
 async def test_peers_are_known_by_their_addresses_and_mapped_ones_by_their_ipv4(host: str) -> None:
     try:

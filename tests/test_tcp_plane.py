@@ -442,7 +442,7 @@ async def test_f15_connections_above_the_limit_are_closed_and_counted_and_make_r
     async with serve_plane(max_connections=2, **options) as served:
         first, second, third = [await served.connect() for _ in range(3)]
         assert await is_closed(third)
-        assert served.tallies.connections_refused == {"limit": 1, "peer": 0, "silent": 0, "tls": 0}
+        assert served.tallies.connections_refused == {"limit": 1, "peer": 0, "silent": 0, "displaced": 0, "tls": 0}
         (record,) = caplog.records
         assert record.getMessage() == "connection from 127.0.0.1 refused: 2 are open, of at most 2"
         await first.send_all(frame())
@@ -480,7 +480,7 @@ async def test_f14_f15_a_connection_that_never_sent_a_request_makes_room(
         assert await read_acks(used, 1) == [""]
         await wait_all_tasks_blocked(0.01)
         assert served.tallies.connections_open == 3
-        assert served.tallies.connections_refused == {"limit": 2, "peer": 0, "silent": 2, "tls": 0}
+        assert served.tallies.connections_refused == {"limit": 2, "peer": 0, "silent": 2, "displaced": 0, "tls": 0}
         assert "closed to make room: it has sent no whole request" in caplog.text
         assert "internal error" not in caplog.text
 

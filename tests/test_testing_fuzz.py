@@ -72,7 +72,15 @@ def test_atheris_keeps_what_it_finds_and_tells_how_much_it_tried(monkeypatch: py
 
 def test_every_state_machine_of_the_suite_is_driven(capsys: pytest.CaptureFixture[str]) -> None:
     names = [machine.__name__ for machine in machines()]
-    assert names == ["AdmissionMachine", "BothEnds", "Budget", "ConnectionBook", "Conversation", "LiveRecords"]
+    assert names == [
+        "AdmissionMachine",
+        "BothEnds",
+        "Budget",
+        "ConnectionBook",
+        "Conversation",
+        "LiveRecords",
+        "PeerBook",
+    ]
     (conversation,) = (machine for machine in machines() if machine.__name__ == "Conversation")
     assert drive(conversation, 0.01) >= 50
 

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import ssl
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -755,3 +756,42 @@ async def test_f14_f15_a_tls_connection_that_never_sent_a_request_makes_room(
         assert "internal error" not in caplog.text
         for stream in (ready, mute, *new):
             await trio.aclose_forcefully(stream)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there every address of 127/8 is one's own")
+@pytest.mark.parametrize("has_called", [False, True])
+async def test_f15_tls_connections_that_one_address_has_most_of_make_room_for_others(
+    authority: Authority, has_called: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    tls = authority.options(handshake_timeout=60.0)
+    async with serve(tls, max_connections=4, max_connections_per_peer=4) as worker:
+        host, _, port = worker.address.rpartition(":")
+        contexts, streams = TlsContexts(tls), list[trio.abc.Stream]()
+
+        async def connect_from(peer: str) -> TlsStream:
+            raw = trio.socket.socket()
+            await raw.bind((peer, 0))
+            await raw.connect((host, int(port)))
+            stream = TlsStream(trio.SocketStream(raw), contexts.client(), tls, server_hostname=host)
+            streams.append(stream)
+            return stream
+
+        async def call(stream: trio.abc.Stream) -> None:
+            await stream.send_all(encode_request_frame("nope", {}, b""))
+            assert await stream.receive_some()
+
+        for _ in range(4):
+            stream = await connect_from("127.0.0.2")  # whose handshake never comes
+            if has_called:
+                await call(stream)
+        await until(lambda: sample(worker, "ingress_connections_open") == 4)
+        await wait_all_tasks_blocked(0.05)
+        await call(await connect_from("127.0.0.3"))
+        assert sample(worker, "ingress_connections_refused_total", reason="displaced") == 1
+        with pytest.raises(trio.BrokenResourceError):
+            await streams[0].receive_some()
+        await wait_all_tasks_blocked(0.05)
+        assert sample(worker, "ingress_connections_open") == 4
+        assert "internal error" not in caplog.text
+        for each in streams:
+            await trio.aclose_forcefully(each)

@@ -1,8 +1,8 @@
 """The request connections that are open: how many, whose, and which of them give way when there is no room for more.
 
-A connection that has sent a whole request is somebody's, however long it rests. One that never has gives its place up
-after a while, unless it is busy sending a large one, but only to another: whoever opens all that there may be must not
-keep the others out for good.
+One that never has sent a whole request gives its place up after a while, unless it is busy sending a large one, but
+only to another. One that has is somebody's, however long it rests; but the address that has most open gives some up to
+those that have far fewer, for whoever opens all that there may be must not keep the others out.
 """
 
 from __future__ import annotations
@@ -11,89 +11,9 @@ from collections.abc import Callable
 
 import trio
 
-from .._shares import caller_of
 from .._tallies import Tallies
-
-# A caller sends its first request as soon as it is connected.
-MAX_SILENCE = 10.0
-
-# One that is in the middle of a large first request is not silent as long as it sends so many bytes in that time; its
-# frame's deadline asks for ten times as much. A flood opens connections, and rarely pays for them.
-LEAST_SENT = 64 * 1024
-
-# An upload that is fast enough is looked at again after so long, and not for each connection that finds no room: of
-# eight thousand that trickle a look at all took 1.5 ms.
-_LOOK_AGAIN = 1.0
-
-
-class Connection:
-    """One that is open; for the tasks of its plane."""
-
-    __slots__ = ("incomplete", "is_open", "is_proven", "opened_at", "peer", "peer_host", "stream")
-
-    def __init__(self, stream: trio.abc.Stream, peer_host: str | None, peer: Peer | None, opened_at: float) -> None:
-        self.stream = stream
-        self.peer_host = peer_host
-        self.peer = peer
-        self.opened_at = opened_at
-        self.is_open = True
-        self.is_proven = False
-        """True once it has sent a whole request."""
-        self.incomplete = 0
-        """Bytes of a large request that it has not sent whole yet; :class:`IncompleteFrames` keeps them."""
-
-
-class Peer:
-    """What one address has open."""
-
-    __slots__ = ("open", "silent")
-
-    def __init__(self) -> None:
-        self.open = 0
-        self.silent = Silent()
-        """Those that have not sent a whole request yet."""
-
-
-class Silent:
-    """Connections that have not sent a whole request yet, and which of them gives way first.
-
-    Whatever there is of them, each is looked at once when it has been silent for long, and once in each second after.
-    """
-
-    __slots__ = ("_uploading", "_waiting")
-
-    def __init__(self) -> None:
-        # Each with the time from when on it may give way, the earliest first.
-        self._waiting: dict[Connection, float] = {}
-        self._uploading: dict[Connection, float] = {}
-
-    def __len__(self) -> int:
-        return len(self._waiting) + len(self._uploading)
-
-    def add(self, connection: Connection) -> None:
-        self._waiting[connection] = connection.opened_at + MAX_SILENCE
-
-    def discard(self, connection: Connection) -> None:
-        if self._waiting.pop(connection, None) is None:
-            self._uploading.pop(connection, None)
-
-    def longest(self, now: float) -> Connection | None:
-        """Return the one that gives way now: the oldest that sends next to nothing, else an upload that fell behind."""
-        for queue in (self._waiting, self._uploading):
-            fast_enough, found = list[Connection](), None
-            for connection, since in queue.items():
-                if since > now:
-                    break
-                if connection.incomplete < (now - connection.opened_at) / MAX_SILENCE * LEAST_SENT:
-                    found = connection
-                    break
-                fast_enough.append(connection)
-            for connection in fast_enough:
-                del queue[connection]
-                self._uploading[connection] = now + _LOOK_AGAIN
-            if found is not None:
-                return found
-        return None
+from ._connection import Connection, Peer, Silent
+from ._peers import Peers
 
 
 class Connections:
@@ -113,7 +33,7 @@ class Connections:
         self.most = most
         self.most_of_peer = most_of_peer
         self._tallies = tallies
-        self._peers: dict[str, Peer] = {}  # only those that have some
+        self._peers = Peers()
         self._silent = Silent()
 
     def enter(self, stream: trio.abc.Stream, peer_host: str | None) -> tuple[Connection | None, Connection | None]:
@@ -122,54 +42,53 @@ class Connections:
         Returns:
             the connection, None where it was refused; and another one that has left for it, to be closed now.
         """
-        peer = None if peer_host is None else self._peers.get(caller_of(peer_host))
-        given_up, reason = None, self._limit_reached(peer)
+        peer, now = self._peers.get(peer_host), self._now()
+        given_up, gave_way, limit = None, "silent", self._limit_reached(peer)
         if peer is not None and peer.open >= self.most_of_peer:
-            given_up = peer.silent.longest(self._now())  # it displaces only its own
-        elif reason:
-            given_up = self._silent.longest(self._now())
-        if reason and given_up is None:
-            self._tallies.connections_refused[reason] += 1
+            given_up = peer.silent.longest(now)  # it displaces only its own
+        elif limit:
+            given_up = self._silent.longest(now)
+            if given_up is None and peer_host is not None:
+                given_up, gave_way = self._peers.least_missed(peer, now), "displaced"
+        if limit and given_up is None:
+            self._tallies.connections_refused[limit] += 1
             return None, None
         if given_up is not None:
-            self._tallies.connections_refused["silent"] += 1
+            self._tallies.connections_refused[gave_way] += 1
+            given_up.gave_way = gave_way
             self.leave(given_up)
-        if peer_host is not None:
-            peer = self._peers.setdefault(caller_of(peer_host), Peer())
-        connection = Connection(stream, peer_host, peer, self._now())
+        connection = Connection(stream, peer_host, now)
         self._tallies.connections_open += 1
         self._silent.add(connection)
-        if peer is not None:
-            peer.open += 1
-            peer.silent.add(connection)
+        self._peers.add(connection)
         return connection, given_up
 
     def describe_full(self, peer_host: str | None) -> str:
         """Say which limit keeps a connection of that address out, for people."""
-        peer = None if peer_host is None else self._peers.get(caller_of(peer_host))
+        peer = self._peers.get(peer_host)
         if peer is not None and self._limit_reached(peer) == "peer":
             return f"{peer.open} of its address are open, of at most {self.most_of_peer} of one address"
         return f"{self._tallies.connections_open} are open, of at most {self.most}"
 
+    def describe_given_up(self, connection: Connection) -> str:
+        """Say why a connection that has just left had to make room, for people."""
+        if connection.gave_way != "displaced" or connection.peer is None:
+            return "it has sent no whole request"
+        return f"its address had {connection.peer.open + 1} open, the most of all"
+
     def prove(self, connection: Connection) -> None:
-        """Note that a connection has sent a whole request: it gives way to nobody any more."""
+        """Note that a connection has sent a whole request: it is not one of the silent ones any more."""
         connection.is_proven = True
-        self._no_longer_silent(connection)
+        self._silent.discard(connection)
+        if connection.peer is not None:
+            connection.peer.silent.discard(connection)
 
     def leave(self, connection: Connection) -> None:
         """Note that a connection is closed, or about to be; once, as ``is_open`` tells."""
         connection.is_open = False
         self._tallies.connections_open -= 1
-        self._no_longer_silent(connection)
-        if (peer := connection.peer) is not None:
-            peer.open -= 1
-            if not peer.open and connection.peer_host is not None:
-                del self._peers[caller_of(connection.peer_host)]
-
-    def _no_longer_silent(self, connection: Connection) -> None:
         self._silent.discard(connection)
-        if connection.peer is not None:
-            connection.peer.silent.discard(connection)
+        self._peers.remove(connection)
 
     def _limit_reached(self, peer: Peer | None) -> str:
         if self._tallies.connections_open >= self.most:

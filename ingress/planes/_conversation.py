@@ -30,7 +30,8 @@ from ..wire.request_frame import (
     encode_ack,
 )
 from ..wire.two_part import PREFIX
-from ._connections import Connection, Connections
+from ._connection import BEGUN, HELD, RESTS, Connection
+from ._connections import Connections
 from ._incomplete import LARGE_FRAME, IncompleteFrames
 from ._turns import FRAMES_A_TURN, Turns
 
@@ -86,7 +87,7 @@ class Conversations:
 class _Conversation:
     """What is said on one connection; for its own task."""
 
-    __slots__ = ("_begun_at", "_connection", "_decoder", "_peer_host", "_receive", "_shared", "_stream")
+    __slots__ = ("_connection", "_decoder", "_peer_host", "_receive", "_shared", "_stream")
 
     def __init__(self, shared: Conversations, connection: Connection, receive: PushReceiver) -> None:
         self._shared = shared
@@ -95,8 +96,6 @@ class _Conversation:
         self._peer_host = connection.peer_host
         self._receive = receive
         self._decoder = RequestFrameDecoder(max_frame_size=shared.options.max_frame_size)
-        self._begun_at = 0.0
-        """When the frame began that is being read, on trio's clock."""
 
     async def shake_hands(self) -> bool:
         """Do what a connection begins with, which only TLS has; it bounds its time itself."""
@@ -119,7 +118,7 @@ class _Conversation:
         frames = 0
         while data := await self._receive_some():
             if decoder.is_idle:
-                self._begun_at = trio.current_time()
+                connection.begun_at = trio.current_time()
             decoder.receive_data(data)
             del data  # while it waits for the next, a connection holds nothing of what it has sent
             if _HUGE_FRAME < decoder.announced_size <= decoder.held_bytes:
@@ -129,6 +128,7 @@ class _Conversation:
                 most = await self._wait_turn()
             if not connection.is_open:  # given up meanwhile to make room: its acks would reach nobody
                 return
+            connection.phase = HELD
             acks, refusal, has_more = self._push_some(most)
             if not connection.is_proven and decoder.frames:
                 self._shared.connections.prove(connection)
@@ -136,13 +136,16 @@ class _Conversation:
                 is_welcome = not any(acks)  # nothing but zeros is the ack of a request that is taken
                 if not await self._send_acks(acks):
                     return
-                acks, refusal, has_more = self._push_some(await turns.go_on(is_welcome=is_welcome))
+                if not (most := await self._go_on(is_welcome=is_welcome)):
+                    return
+                connection.phase = HELD
+                acks, refusal, has_more = self._push_some(most)
             last_ack: str | None = None
             if refusal is not None:
                 last_ack = await self._refuse(refusal)
             else:
                 if decoder.frames != frames:  # what is left over began with this read
-                    frames, self._begun_at = decoder.frames, trio.current_time()
+                    frames, connection.begun_at = decoder.frames, trio.current_time()
                 if connection.incomplete or decoder.announced_size > LARGE_FRAME:
                     overload = self._shared.incomplete.note(connection, decoder.held_bytes)
                     if overload is not None:
@@ -152,6 +155,7 @@ class _Conversation:
             if acks and not await self._send_acks(acks):
                 return
             if last_ack is not None:
+                connection.phase = BEGUN
                 await _close_after_refusal(self._stream)
                 return
         if not decoder.is_idle:
@@ -159,36 +163,46 @@ class _Conversation:
 
     async def _receive_some(self) -> bytes | bytearray:
         """Read until the frame that has begun is due; b"" then, as at the end of the stream."""
-        options, decoder = self._shared.options, self._decoder
+        options, decoder, connection = self._shared.options, self._decoder, self._connection
         if decoder.is_idle:
+            connection.phase = RESTS
             if options.idle_timeout is None:
                 return await self._stream.receive_some(_FIRST_READ_SIZE)
             with trio.move_on_after(options.idle_timeout):
                 return await self._stream.receive_some(_FIRST_READ_SIZE)
             logger.debug("request connection from %s idle for %g s, closing", self._peer_host, options.idle_timeout)
             return b""
+        connection.phase = BEGUN
         if decoder.announced_size > LARGE_FRAME:  # its parts are many
-            self._begun_at += await _wait_to_read()
+            connection.begun_at += await _wait_to_read()
         size = _READ_SIZE if decoder.announced_size > _FIRST_READ_SIZE else _FIRST_READ_SIZE
-        deadline = self._begun_at + options.frame_timeout + decoder.announced_size / FRAME_BYTES_PER_SECOND
+        deadline = connection.begun_at + options.frame_timeout + decoder.announced_size / FRAME_BYTES_PER_SECOND
         data, put_off = await read_until(self._stream, size, deadline)
-        self._begun_at += put_off
+        connection.begun_at += put_off
         if data is not None:
             return data
         shared = self._shared
         shared.tallies.frames_refused["deadline"] += 1
         text = "%s sent no whole frame within %g s, closing"
-        shared.log.log(logging.WARNING, "frame deadline", text, self._peer_host, deadline - self._begun_at)
+        shared.log.log(logging.WARNING, "frame deadline", text, self._peer_host, deadline - connection.begun_at)
         return b""
 
     async def _wait_turn(self) -> int:
         """Wait for the connection's turn, and return how many frames it is for."""
-        decoder = self._decoder
+        decoder, connection = self._decoder, self._connection
+        connection.phase = BEGUN
         waits_from = trio.current_time()
         surplus = decoder.held_bytes - decoder.announced_size
         frames = await self._shared.turns.wait(is_bulk=surplus >= _FIRST_READ_SIZE)
-        self._begun_at += trio.current_time() - waits_from  # what is due is its caller's part
+        connection.begun_at += trio.current_time() - waits_from  # what is due is its caller's part
         return frames
+
+    async def _go_on(self, *, is_welcome: bool) -> int:
+        """Wait for the connection's next turn, and return how many frames it is for; 0 where it was given up."""
+        connection = self._connection
+        connection.phase = BEGUN
+        frames = await self._shared.turns.go_on(is_welcome=is_welcome)
+        return frames if connection.is_open else 0
 
     def _push_some(self, most: int) -> tuple[bytearray, InvalidMessage | None, bool]:
         """Hand over frames that are complete, so many at most, and take them off what is left of the pass.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from .._memory_watermark import share_of_memory
 from .._shares import SharedBudget, caller_of
-from ._connections import Connection
+from ._connection import Connection
 
 # Smaller requests arrive in one read, nearly always. What all connections hold of them is half a gigabyte at most.
 LARGE_FRAME = 64 * 1024

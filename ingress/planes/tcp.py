@@ -21,7 +21,8 @@ from .._tallies import Tallies
 from .._text import RateLimitedLogger
 from ..abc import PlaneOptions, PushReceiver, RequestPlane
 from ..wire.addresses import split_advertised
-from ._connections import Connection, Connections
+from ._connection import Connection
+from ._connections import Connections
 from ._conversation import Conversations
 from ._incomplete import IncompleteFrames
 
@@ -131,8 +132,8 @@ class TcpRequestPlane(RequestPlane):
             self._accept_log.log(logging.WARNING, "connections", text, peer_host, full)
             _close_soon(stream, nursery)
         if given_up is not None:
-            text = "connection from %s closed to make room: it has sent no whole request"
-            self._accept_log.log(logging.WARNING, "silent connection", text, given_up.peer_host)
+            text, why = "connection from %s closed to make room: %s", self._connections.describe_given_up(given_up)
+            self._accept_log.log(logging.WARNING, f"{given_up.gave_way} connection", text, given_up.peer_host, why)
             _close_soon(given_up.stream, nursery)  # its own task finds it closed
 
     async def _serve_connection(self, connection: Connection, receive: PushReceiver) -> None:
