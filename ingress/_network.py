@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import trio
 
+from ._forks import hide_from_children, leave_child
 from ._hosts import is_literal
 from .errors import StartupError
 
@@ -55,6 +56,7 @@ class TcpStream(trio.abc.HalfCloseableStream):
             raw.setblocking(False)
         with contextlib.suppress(OSError):  # the same option that trio sets; not every kind of stream has it
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        hide_from_children(raw)
         self._raw = raw
         self._waits = 0
 
@@ -69,6 +71,8 @@ class TcpStream(trio.abc.HalfCloseableStream):
         except BlockingIOError:
             return 0
         except OSError as exc:
+            if exc.errno == errno.ENOTSOCK:
+                leave_child()
             raise trio.BrokenResourceError(f"send failed: {exc}") from exc
 
     @property
@@ -175,6 +179,7 @@ class TcpListener(trio.abc.Listener[trio.abc.Stream]):
 
     def __init__(self, raw: socket.socket, *, user_timeout: float = DEFAULT_USER_TIMEOUT) -> None:
         raw.setblocking(False)
+        hide_from_children(raw)
         self._user_timeout = user_timeout
         self._raw = raw
 
@@ -221,6 +226,7 @@ class TcpConnect:
     __slots__ = ("_raw",)
 
     def __init__(self, raw: socket.socket) -> None:
+        hide_from_children(raw)
         self._raw = raw
 
     def close(self) -> None:

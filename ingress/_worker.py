@@ -18,6 +18,7 @@ from ._dialback import DialBacks
 from ._dialled import DialledStreams
 from ._drain import drain
 from ._engine import make_engine, owners_by_name, trouble_of
+from ._forks import guard_run
 from ._life import Life, Phase
 from ._memory_watermark import MemoryWatermark, find_memory_limit
 from ._open_doors import warn_of_open_doors
@@ -224,6 +225,7 @@ class Worker:
         Raises:
             StartupError: the port is taken, discovery cannot be written, an engine cannot start.
         """
+        guard_run()
         try:
             async with trio.open_nursery() as status_nursery:
                 # Before the engines: one that loads for minutes is live all the while.

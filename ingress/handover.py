@@ -17,6 +17,7 @@ from typing import Any
 import trio
 
 from ._chunk_size import estimate_size
+from ._forks import leave_child, present_origin
 from ._per_run import PerRun
 
 # What one request's producer may be ahead of the response stream. Either is passed by at most one chunk.
@@ -63,11 +64,17 @@ class Handover:
         """True once the producer has said that no chunk follows."""
         self._sleeper: trio.lowlevel.Task | None = None
         self._waker = _waker()
+        self._origin = present_origin()
 
     # -- the producer's side, in its own thread ------------------------------------------------------------------------
 
     def put(self, chunk: Any) -> bool:
-        """Hand one chunk over; never waits. False when nobody wants it, or :meth:`finish` has been called."""
+        """Hand one chunk over; never waits. False when nobody wants it, or :meth:`finish` has been called.
+
+        A child that the producer has forked ends here: what it makes is nobody's.
+        """
+        if self._origin.is_left:
+            leave_child()
         if self.is_closed or self.is_finished:
             return False
         size = estimate_size(chunk)
@@ -98,8 +105,10 @@ class Handover:
     def finish(self, error: BaseException | None = None) -> None:
         """Say that no chunk follows, and why; what the consumer has not taken yet comes first. The first call counts.
 
-        May be called from any thread, by whoever knows first that the producer is gone.
+        May be called from any thread, by whoever knows first that the producer is gone. A forked child ends here too.
         """
+        if self._origin.is_left:
+            leave_child()
         if not self.is_finished:
             self.error = error
             self.is_finished = True

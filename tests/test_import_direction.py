@@ -22,6 +22,7 @@ TABLE: tuple[tuple[str, ...], ...] = (
         "_checks",
         "_descriptors",
         "_fair_line",
+        "_forks",
         "_hosts",
         "_life",
         "_patience",

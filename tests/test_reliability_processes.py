@@ -6,18 +6,23 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
 import trio
 
 import ingress
+from ingress._forks import EXIT_FORKED
+from ingress.wire.messages import ControlWord
 
-from .raw_caller import RawResponse
-from .reliability.served import PATIENCE, Watch, Worker, environment, open_worker
+from .raw_caller import RawCaller, RawResponse
+from .reliability.served import PATIENCE, TARGETS, Watch, Worker, environment, open_worker
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are watched in /proc")
 
@@ -326,6 +331,92 @@ async def test_r10_the_end_of_an_engines_child_harms_nothing_and_what_is_spawned
         assert said.is_whole
         assert (await other.read_to_sentinel()).items == ["begun", "done"]
     await worker.assert_alive()
+
+
+KINDS = {name: f"tests.reliability.forking_engine:{name}" for name in ("on_trio", "on_asyncio", "blocking")}
+
+
+def open_forking_worker(kind: str, *flags: str) -> contextlib.AbstractContextManager[Worker]:
+    """The usual engine, and beside it one of those that fork, as the second endpoint."""
+    return open_worker(*flags, targets={ENDPOINT: TARGETS[ENDPOINT], "demo.backend.fork": KINDS[kind]})
+
+
+async def fork(worker: Worker, caller: RawCaller, how: str) -> Any:
+    """Have the engine fork, and return what it says of the child."""
+    connection = await caller.connect(worker)
+    connection.path = connection.path.replace("generate", "fork")
+    response = await caller.call(connection, {"child": how})
+    said = await response.read_to_sentinel()
+    assert said.is_whole and len(said.items) == 1, said
+    await response.aclose()
+    return said.items[0]
+
+
+def can_listen(address: tuple[str, int]) -> bool:
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            other.bind(address)
+            other.listen()
+        except OSError:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("how", ["stays", "target"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_r10_a_forked_child_keeps_no_stream_and_no_port_open(kind: str, how: str) -> None:
+    with open_forking_worker(kind) as worker:
+        status = worker.status_url.rpartition(":")[2]
+        async with worker.open_caller() as caller:
+            connection = await caller.connect(worker)
+            bystanders = [await caller.call(connection, {"do": "wait"}) for _ in range(3)]
+            async with httpx2.AsyncClient() as http:  # its connection to the status server stays open
+                await http.get(f"{worker.status_url}/health")
+                child, sockets = await fork(worker, caller, how)
+            try:
+                assert sockets == []
+                with trio.fail_after(5):
+                    for bystander in bystanders:
+                        await bystander.send_word(ControlWord("stop"))
+                        assert (await bystander.read_to_end()).end == "fin"
+                await worker.assert_alive()
+                assert await trio.to_thread.run_sync(worker.stop) == 0
+                os.kill(child, 0)
+                assert can_listen(worker.address) and can_listen(("127.0.0.1", int(status)))
+            finally:
+                os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("how", ["returns", "raises", "exits", "yields", "waits"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_r10_a_forked_child_that_comes_back_ends_and_no_caller_loses_anything(kind: str, how: str) -> None:
+    with open_forking_worker(kind) as worker:
+        async with worker.open_caller() as caller:
+            connection = await caller.connect(worker)
+            running = [await caller.call(connection, {"do": "count", "n": 300, "pause": 0.01}) for _ in range(5)]
+            for _ in range(5):
+                assert await fork(worker, caller, how) == EXIT_FORKED
+                await worker.assert_alive()
+            for response in running:
+                said = await response.read_to_sentinel()
+                assert said.is_whole and [number for number, _ in said.items] == list(range(300))
+        lines = [line for line in worker.log().splitlines() if "came back from the engine" in line]
+        assert len(lines) == 5
+        assert worker.stop() == 0
+        assert not any(path.is_file() for path in (worker.directory / "kv").rglob("*"))
+
+
+async def test_r10_the_child_of_one_of_several_processes_that_comes_back_ends() -> None:
+    with open_forking_worker("on_trio", "--processes", "2") as worker:
+        async with worker.open_caller() as caller:
+            assert await fork(worker, caller, "returns") == EXIT_FORKED
+            child, sockets = await fork(worker, caller, "stays")
+            assert sockets == []
+        try:
+            assert await trio.to_thread.run_sync(worker.stop) == 0
+        finally:
+            os.kill(child, signal.SIGKILL)
 
 
 # -- clocks ----------------------------------------------------------------------------------------------------------

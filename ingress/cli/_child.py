@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 import trio
 
+from .._forks import hide_from_children
 from ._errors import EXIT_STARTUP, CommandError
 from ._parent_line import KEEP_FROM, NUMBER_VARIABLE, Report
 from ._start import LINE_VARIABLE
@@ -157,4 +158,5 @@ async def open_child(command: Sequence[str], number: int) -> Child:
             ours.close()
             raise
     ours.setblocking(False)
+    hide_from_children(ours)
     return Child(process, ours)

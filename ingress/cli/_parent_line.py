@@ -21,6 +21,7 @@ import msgspec
 import trio
 from attrs import evolve, frozen
 
+from .._forks import hide_from_children
 from .._last_resort import EXIT_CANCELLED_BY_DRAIN, FORCED_EXIT_TIME, LastResort
 from .._signals import leave_now
 from .._worker import CLOSING_TIME, Worker
@@ -97,6 +98,7 @@ class ParentLine:
         except (ValueError, OSError, KeyError):
             return None
         line.set_inheritable(False)
+        hide_from_children(line)
         found = cls(number, line)
         threading.Thread(target=found._listen, name="ingress parent line", daemon=True).start()
         return found

@@ -15,6 +15,7 @@ import trio
 
 from .._descriptors import present_descriptors, status_connections
 from .._fair_line import FairLine, of_peer
+from .._forks import hide_from_children
 from .._hosts import join_host_port
 from .._shares import caller_of
 from .._text import RateLimitedLogger, printable
@@ -78,6 +79,7 @@ async def serve_status(
                     connections.log.log(logging.ERROR, f"accept {name}", "status: cannot accept: %s", exc)
                     await trio.sleep(_ACCEPT_BACKOFF)
                     continue
+                hide_from_children(stream.socket)
                 nursery.start_soon(connections.serve, stream)
         finally:
             connections.drop_all()
@@ -92,6 +94,7 @@ async def _listen(host: str, port: int) -> trio.SocketListener:
     except OSError as exc:
         reasons = [each.strerror or str(each) for each in _leaves(exc)]
         raise StartupError(f"status server: cannot listen on {join_host_port(host, port)}: {reasons[0]}") from exc
+    hide_from_children(first.socket)
     for listener in others:
         await listener.aclose()
     return first
