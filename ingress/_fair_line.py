@@ -6,7 +6,7 @@ from contextvars import ContextVar
 
 import trio
 
-of_peer: ContextVar[str] = ContextVar("of_peer", default="")
+working_for: ContextVar[str] = ContextVar("working_for", default="")
 """For whom a task works, the address; all that is unknown is one."""
 
 
@@ -29,7 +29,7 @@ class FairLot:
 
     async def park(self) -> None:
         """Wait until let go."""
-        await self._waiting.setdefault(of_peer.get(), trio.lowlevel.ParkingLot()).park()
+        await self._waiting.setdefault(working_for.get(), trio.lowlevel.ParkingLot()).park()
 
     def unpark(self) -> trio.lowlevel.Task | None:
         """Let the next one go on; None where nobody waits."""

@@ -17,7 +17,7 @@ from ._context import Ending, OpenRequests, RequestContext
 from ._dialback import DialBacks
 from ._engine_run import DEFAULT_CLEANUP_TIMEOUT, EngineRuns
 from ._failures import error_event_of, is_cancellation, must_pass
-from ._fair_line import of_peer
+from ._fair_line import working_for
 from ._ledger import OVERLOADED, QUEUE_DEADLINE, Ledger, error_type_of
 from ._logging import request_scope
 from ._push_gate import AdmittedPush, PushGate
@@ -123,7 +123,7 @@ class PushHandler:
     async def handle_payload(self, admitted: AdmittedPush, context: RequestContext) -> None:
         """Answer one request that was opened. Raises nothing but cancellation, and frees whatever it took."""
         control = admitted.control
-        of_peer.set(caller_of(admitted.peer_host or ""))
+        working_for.set(caller_of(admitted.peer_host or ""))
         try:
             with request_scope(control.id, context.trace_id, context.span_id):
                 self._ledger.request_log.received(control.id, admitted.size, control.codec_name, context.trace_id)

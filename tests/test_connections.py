@@ -73,7 +73,7 @@ async def test_f15_an_upload_gives_way_only_once_it_falls_behind(autojump_clock:
     connections = make(2, of_peer=2)
     slow, fast = admit(connections, "10.0.0.1"), admit(connections, "10.0.0.1")
     await trio.sleep(2 * MAX_SILENCE)
-    slow.incomplete, fast.incomplete = 2 * LEAST_SENT, 3 * LEAST_SENT
+    slow.incomplete_bytes, fast.incomplete_bytes = 2 * LEAST_SENT, 3 * LEAST_SENT
     assert enter(connections, "10.0.0.2") == (None, None)
     await trio.sleep(1)
     assert enter(connections, "10.0.0.2")[1] is slow
@@ -108,12 +108,12 @@ class LookedAt(Connection):
         super().__init__(stream, None, opened_at)
 
     @property
-    def incomplete(self) -> int:
+    def incomplete_bytes(self) -> int:
         LookedAt.looks += 1
         return 10 * LEAST_SENT
 
-    @incomplete.setter
-    def incomplete(self, value: int) -> None:
+    @incomplete_bytes.setter
+    def incomplete_bytes(self, value: int) -> None:
         assert not value
 
 
@@ -135,7 +135,7 @@ def test_f15_uploads_are_looked_at_once_a_second_however_many_connections_find_n
 def test_f15_who_sends_nothing_gives_way_before_an_upload_that_fell_behind() -> None:
     stream: Any = None
     silent, upload, quiet = Silent(), Connection(stream, None, 0.0), Connection(stream, None, 12.0)
-    upload.incomplete = 2 * LEAST_SENT
+    upload.incomplete_bytes = 2 * LEAST_SENT
     silent.add(upload)
     silent.add(quiet)
     for now, longest in ((11.0, None), (20.0, None), (21.0, upload), (22.0, quiet)):

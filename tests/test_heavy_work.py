@@ -12,7 +12,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from ingress import _heavy_work, bodies
-from ingress._fair_line import of_peer
+from ingress._fair_line import working_for
 from ingress._heavy_work import LARGE_BODY, MAX_SECONDS_A_PASS, HeavyWork, heavy_work
 from ingress._pump import LARGE_CHUNK
 from ingress._request_stream import MAX_QUEUED_FRAMES
@@ -55,7 +55,7 @@ async def test_who_has_much_to_do_keeps_another_caller_waiting_for_one_of_it() -
     worked: list[str] = []
 
     async def do_heavy_work(peer: str) -> None:
-        of_peer.set(peer)
+        working_for.set(peer)
         await work.wait_turn()
         worked.append(peer)
         work.spent += 2 * MAX_SECONDS_A_PASS
@@ -75,7 +75,7 @@ async def test_short_work_goes_before_long_and_leaves_it_half_of_the_time() -> N
     worked: list[str] = []
 
     async def do_work(peer: str, what: str, seconds: float) -> None:
-        of_peer.set(peer)
+        working_for.set(peer)
         await work.spend(seconds)
         worked.append(what)
 
@@ -99,7 +99,7 @@ async def test_c13_a_large_body_of_another_caller_waits_for_one_of_a_crowd() -> 
     decoded: list[str] = []
 
     async def decode_for(peer: str) -> None:
-        of_peer.set(peer)
+        working_for.set(peer)
         await decode_body(lambda body: decoded.append(peer), bytes(LARGE_BODY + 1))
 
     with trio.fail_after(60):

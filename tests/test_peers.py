@@ -155,7 +155,7 @@ def test_f13_f15_an_unfinished_request_is_given_up_only_by_an_address_that_has_v
 ) -> None:
     crowd = Crowd(most)
     for each in crowd.open("a", most, phase=BEGUN):
-        each.incomplete = incomplete
+        each.incomplete_bytes = incomplete
     assert (crowd.displaced_by("b") is not None) is is_taken
     assert crowd.displaced_by("b") is None  # which has one
 
@@ -165,8 +165,8 @@ def test_f03_f15_a_large_request_is_given_up_last_and_the_slowest_first() -> Non
     large, small = crowd.open("a", 18, phase=BEGUN), crowd.open("a", 2, phase=BEGUN)
     crowd.now = 100.0
     for at, each in enumerate(large):
-        each.incomplete, each.begun_at = 1_000_000, 50.0 + at
-    large[5].incomplete, large[7].incomplete = 900_000, 2_000_000
+        each.incomplete_bytes, each.begun_at = 1_000_000, 50.0 + at
+    large[5].incomplete_bytes, large[7].incomplete_bytes = 900_000, 2_000_000
     large[7].begun_at = 0.0
     assert [crowd.displaced_by(f"b{at}") for at in range(4)] == [*small, large[5], large[0]]
 
@@ -289,7 +289,7 @@ class PeerBook(RuleBasedStateMachine):
     def may_go(self, connection: Connection, has: int, wanted: int) -> bool:
         if connection.phase == HELD:
             return False
-        is_unused = connection.phase in (RESTS, RESTED) or not (connection.is_proven or connection.incomplete)
+        is_unused = connection.phase in (RESTS, RESTED) or not (connection.is_proven or connection.incomplete_bytes)
         return is_unused or has >= VASTLY_MORE * wanted
 
     @rule(at=st.integers(0, MOST - 1))
@@ -300,7 +300,7 @@ class PeerBook(RuleBasedStateMachine):
     @rule(first=st.integers(0, MOST - 1), phase=st.sampled_from([RESTS, BEGUN, HELD]), incomplete=st.integers(0, 1))
     def go_on(self, first: int, phase: int, incomplete: int) -> None:
         for each in self.open[first:]:
-            each.phase, each.incomplete = phase, incomplete * 70_000 if phase == BEGUN else 0
+            each.phase, each.incomplete_bytes = phase, incomplete * 70_000 if phase == BEGUN else 0
 
     @rule(seconds=st.floats(0, 12))
     def wait(self, seconds: float) -> None:

@@ -32,7 +32,7 @@ class Connection:
     __slots__ = (
         "begun_at",
         "gave_way",
-        "incomplete",
+        "incomplete_bytes",
         "is_open",
         "is_proven",
         "opened_at",
@@ -53,7 +53,7 @@ class Connection:
         self.is_open = True
         self.is_proven = False
         """True once it has sent a whole request."""
-        self.incomplete = 0
+        self.incomplete_bytes = 0
         """Bytes of a large request that it has not sent whole yet; :class:`IncompleteFrames` keeps them."""
         self.gave_way = ""
         """Under which reason it was closed for another one, if it was."""
@@ -89,7 +89,7 @@ class Silent:
             for connection, since in queue.items():
                 if since > now:
                     break
-                if connection.incomplete < (now - connection.opened_at) / MAX_SILENCE * LEAST_SENT:
+                if connection.incomplete_bytes < (now - connection.opened_at) / MAX_SILENCE * LEAST_SENT:
                     found = connection
                     break
                 fast_enough.append(connection)

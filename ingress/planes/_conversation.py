@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from .._fair_line import of_peer
+from .._fair_line import working_for
 from .._heavy_work import SECONDS_A_COPIED_BYTE, SECONDS_A_READ_BYTE, heavy_work
 from .._patience import read_until
 from .._shares import caller_of
@@ -78,7 +78,7 @@ class Conversations:
             trio.BrokenResourceError: it was reset.
             trio.ClosedResourceError: it was closed under us.
         """
-        of_peer.set(caller_of(connection.peer_host or ""))
+        working_for.set(caller_of(connection.peer_host or ""))
         conversation = _Conversation(self, connection, receive)
         if await conversation.shake_hands():
             await conversation.converse()
@@ -146,7 +146,7 @@ class _Conversation:
             else:
                 if decoder.frames != frames:  # what is left over began with this read
                     frames, connection.begun_at = decoder.frames, trio.current_time()
-                if connection.incomplete or decoder.announced_size > LARGE_FRAME:
+                if connection.incomplete_bytes or decoder.announced_size > LARGE_FRAME:
                     overload = self._shared.incomplete.note(connection, decoder.held_bytes)
                     if overload is not None:
                         last_ack = await self._refuse_unfinished(overload)

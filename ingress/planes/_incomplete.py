@@ -38,8 +38,8 @@ class IncompleteFrames(SharedBudget):
 
     def note(self, connection: Connection, held: int) -> str | None:
         """Note how much a connection holds now; returns why that is too much, where it is."""
-        more = held - connection.incomplete
-        connection.incomplete = held
+        more = held - connection.incomplete_bytes
+        connection.incomplete_bytes = held
         caller = caller_of(connection.peer_host or "")
         if more <= 0:
             self.give_back(caller, -more)

@@ -116,8 +116,8 @@ def _rank_of(connection: Connection, phase: int, now: float) -> tuple[int, float
         return None
     if phase != BEGUN and not _has_unread(connection.stream):
         return _UNUSED, connection.begun_at
-    if connection.incomplete:  # the slowest, not the eldest: that may be the largest
-        return _UPLOAD, connection.incomplete / (now - connection.begun_at + 1)
+    if connection.incomplete_bytes:  # the slowest, not the eldest: that may be the largest
+        return _UPLOAD, connection.incomplete_bytes / (now - connection.begun_at + 1)
     if not connection.is_proven:
         return _NEW, connection.opened_at
     return (_UNFINISHED, connection.begun_at) if phase == BEGUN else None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from .._descriptors import present_descriptors, status_connections
-from .._fair_line import FairLine, of_peer
+from .._fair_line import FairLine, working_for
 from .._forks import hide_from_children
 from .._hosts import join_host_port
 from .._shares import caller_of
@@ -135,7 +135,7 @@ class _Connections:
         from ._http1 import Http1Connection
 
         peer = _peer_of(raw)
-        of_peer.set(peer)
+        working_for.set(peer)
         stream = GuardedStream(raw, self._turn, self._deadline)
         if sum(map(len, self._streams.values())) >= self._limit:
             self.log.log(logging.WARNING, "status connections", "status: over %d connections", self._limit)
