@@ -15,7 +15,7 @@ import trio
 
 from ._dial_limits import DialLimits
 from ._dial_policy import DialPolicy
-from ._host_addresses import is_of_this_host
+from ._host_addresses import is_of_this_host, present_second
 from ._hosts import join_host_port
 from ._tallies import Tallies
 from ._text import named
@@ -82,7 +82,7 @@ class DialGuard:
                 self._policy.check_name(name)
                 self._check_line(peer_host, name)
                 return info, name
-            address = self._allowed(info.address, peer_host, len(self._own_addresses))
+            address = self._allowed(info.address, peer_host, len(self._own_addresses), present_second())
             self._check_failing(address)
         except DialBackRefused as exc:
             self._tallies.dial_denied[exc.reason] += 1
@@ -118,8 +118,8 @@ class DialGuard:
             raise
         return addresses[0]
 
-    def _read_allowed(self, text: str, peer_host: str | None, _own_addresses: int) -> SocketAddress:
-        """Read an address and check it against the policy; listeners of our own are only ever added."""
+    def _read_allowed(self, text: str, peer_host: str | None, _own_addresses: int, _second: int) -> SocketAddress:
+        """Read an address and check it against the policy; listeners of our own are only ever added, hosts' move."""
         address = parse_address(text)
         self._check_policy(address, peer_host)
         return address
@@ -155,7 +155,7 @@ def read_connection_info(address: StreamAddress, request_id: str, stream_type: S
     if info.context != request_id:
         raise DialBackRefused("connection info is for another request id")
     if info.stream_type != stream_type:
-        raise DialBackRefused(f"expected stream type {stream_type}, got {info.stream_type[:40]!r}")
+        raise DialBackRefused(f"expected stream type {stream_type}, got {named(info.stream_type, 40)}")
     if not _SUBJECT.fullmatch(info.subject):
-        raise DialBackRefused(f"subject {info.subject[:40]!r} must match [A-Za-z0-9._:-]{{1,{MAX_SUBJECT}}}")
+        raise DialBackRefused(f"subject {named(info.subject, 40)} must match [A-Za-z0-9._:-]{{1,{MAX_SUBJECT}}}")
     return info

@@ -12,6 +12,7 @@ from typing import Literal
 from attrs import field, frozen
 
 from ._host_addresses import is_broadcast, is_of_this_host
+from ._hosts import join_host_port
 from .errors import DialBackRefused
 from .wire.addresses import HostName, IpAddress, SocketAddress, unwrap
 
@@ -25,7 +26,19 @@ _RESERVED = (ipaddress.ip_network("0.0.0.0/8"), ipaddress.ip_network("240.0.0.0/
 
 
 def _networks(texts: Sequence[str]) -> tuple[IpNetwork, ...]:
-    return tuple(ipaddress.ip_network(text) for text in texts)
+    return tuple(_network(text) for text in texts)
+
+
+def _network(text: str) -> IpNetwork:
+    """Read a network; one of IPv4 addresses inside IPv6 is theirs, as such addresses are compared."""
+    if "%" in text:
+        raise ValueError(f"{text!r} has a zone, expected an address or network without one")
+    network = ipaddress.ip_network(text)
+    if isinstance(network, ipaddress.IPv6Network) and (mapped := network.network_address.ipv4_mapped) is not None:
+        if network.prefixlen < 96:
+            return network
+        return ipaddress.ip_network((mapped, network.prefixlen - 96))
+    return network
 
 
 @frozen
@@ -65,7 +78,9 @@ class DialPolicy:
             DialBackRefused: whatever it is, it may not.
         """
         if name.port < LOWEST_PORT and not any(network.prefixlen == network.max_prefixlen for network in self.allow):
-            raise DialBackRefused(f"dial-back port {name.port} is below {LOWEST_PORT}", reason="reserved")
+            raise DialBackRefused(
+                f"dial-back address {_shown(name)}: the port is below {LOWEST_PORT}", reason="reserved"
+            )
 
     def _check(
         self,
@@ -80,31 +95,31 @@ class DialPolicy:
         if not is_named:
             _check_not_reserved(address, ip)
         if any(ip in network for network in self.deny):
-            raise DialBackRefused(f"dial-back address {address.host} is denied by dial_deny", reason="denied")
+            raise DialBackRefused(f"dial-back address {_shown(address)} is denied by dial_deny", reason="denied")
         if self.name == "peer" and not is_named:
             _check_peer(address, ip, peer_host)
         if self.name == "cidr" and not any(ip in network for network in self.allow):
-            raise DialBackRefused(f"dial-back address {address.host} lies in none of dial_allow", reason="policy")
+            raise DialBackRefused(f"dial-back address {_shown(address)} lies in none of dial_allow", reason="policy")
 
 
 def _check_not_reserved(address: SocketAddress, ip: IpAddress) -> None:
     is_special = ip.is_unspecified or ip.is_multicast or ip.is_link_local
     if is_special or any(ip in network for network in _RESERVED) or is_broadcast(ip):
         raise DialBackRefused(
-            f"dial-back address {address.host} is unspecified, multicast, broadcast, reserved or link-local",
+            f"dial-back address {_shown(address)} is unspecified, multicast, broadcast, reserved or link-local",
             reason="reserved",
         )
     if address.port < LOWEST_PORT:
-        raise DialBackRefused(f"dial-back port {address.port} is below {LOWEST_PORT}", reason="reserved")
+        raise DialBackRefused(
+            f"dial-back address {_shown(address)}: the port is below {LOWEST_PORT}", reason="reserved"
+        )
 
 
 def _check_not_own(address: SocketAddress, ip: IpAddress, own_addresses: Collection[tuple[str, int]]) -> None:
     """Whatever is allowed, no caller has a listener there: the system gave the port to us."""
     for own_host, own_port in own_addresses:
         if address.port == own_port and _is_own(ip, own_host):
-            raise DialBackRefused(
-                f"dial-back address {address.host}:{address.port} is this worker's own", reason="reserved"
-            )
+            raise DialBackRefused(f"dial-back address {_shown(address)} is this worker's own", reason="reserved")
 
 
 def _check_peer(address: SocketAddress, ip: IpAddress, peer_host: str | None) -> None:
@@ -115,9 +130,16 @@ def _check_peer(address: SocketAddress, ip: IpAddress, peer_host: str | None) ->
         return
     peer = unwrap(literal)
     if ip != peer and not (is_of_this_host(ip) and is_of_this_host(peer)):
-        raise DialBackRefused(f"dial-back address {ip} is not that of the requesting peer {peer}", reason="policy")
+        raise DialBackRefused(
+            f"dial-back address {join_host_port(str(ip), address.port)} is not that of the requesting peer {peer}",
+            reason="policy",
+        )
 
 
 def _is_own(ip: IpAddress, own_host: str) -> bool:
     own = ipaddress.ip_address(own_host)
-    return unwrap(own) == ip or (own.is_unspecified and is_of_this_host(ip))
+    return unwrap(own) == ip or (own.is_unspecified and is_of_this_host(ip, otherwise=True))
+
+
+def _shown(address: SocketAddress | HostName) -> str:
+    return join_host_port(address.host, address.port)

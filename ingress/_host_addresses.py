@@ -1,4 +1,7 @@
-"""Which addresses are this machine's own, and which are broadcast ones; asked of the system, without a packet."""
+"""Which addresses are this machine's own, and which are broadcast ones; asked of the system, without a packet.
+
+What it says is remembered for a second: addresses move from one machine to another.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import functools
 import ipaddress
 import socket
 import struct
+import time
 from collections.abc import Callable, Mapping
 
 from .wire.addresses import IpAddress
@@ -27,32 +31,44 @@ _FOREIGN: Mapping[int, IpAddress] = {4: ipaddress.IPv4Address("192.0.2.1"), 6: i
 Question = Callable[[IpAddress], int | None]
 
 
-def is_of_this_host(ip: IpAddress) -> bool:
-    """Tell whether the address belongs to this machine, as its routes say, else whether it can be bound."""
+def is_of_this_host(ip: IpAddress, *, otherwise: bool = False) -> bool:
+    """Tell whether the address belongs to this machine, as its routes say, else whether it can be bound.
+
+    Args:
+        otherwise: what is returned where the system tells neither.
+    """
     if ip.is_loopback or ip.is_unspecified:
         return ip.is_loopback
+    now = present_second()
     try:
-        return _asked(_kind_of_route, ip) == _LOCAL
+        return _asked(_kind_of_route, ip, now) == _LOCAL
     except OSError:  # not on this system, or not in its sandbox
+        pass
+    try:
+        if (refusal := _asked(_bind, ip, now)) is not None:
+            return False if refusal == errno.EADDRNOTAVAIL else otherwise
         # Where foreign addresses can be bound (net.ipv4.ip_nonlocal_bind), that proves nothing.
-        return _refusal(_bind, ip) is None and _refusal(_bind, _FOREIGN[ip.version]) is not None
+        return True if _asked(_bind, _FOREIGN[ip.version], now) is not None else otherwise
+    except OSError:
+        return otherwise
 
 
 def is_broadcast(ip: IpAddress) -> bool:
     """Tell whether it is the broadcast address of a network of this machine, as its routes say."""
-    return ip.version == 4 and _refusal(_connect, ip) == errno.EACCES  # as without SO_BROADCAST
-
-
-def _refusal(question: Question, ip: IpAddress) -> int | None:
-    """Return with which errno the system refuses the address to a socket, None where it does not."""
     try:
-        return _asked(question, ip)
-    except OSError as exc:  # what we lack ourselves says nothing about an address, and is not remembered
-        return exc.errno
+        return ip.version == 4 and _asked(_connect, ip, present_second()) == errno.EACCES  # as without SO_BROADCAST
+    except OSError:
+        return False
+
+
+def present_second() -> int:
+    """Return what changes when answers have to be asked for again."""
+    return int(time.monotonic())
 
 
 @functools.lru_cache(maxsize=2048)
-def _asked(question: Question, ip: IpAddress) -> int | None:
+def _asked(question: Question, ip: IpAddress, second: int) -> int | None:
+    """Ask; raises OSError, which is not remembered, where we lack ourselves what it takes."""
     return question(ip)
 
 

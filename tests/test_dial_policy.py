@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import json
 import shutil
 import socket
 import subprocess
@@ -14,10 +15,12 @@ from typing import Any
 
 import pytest
 
-from ingress import DialPolicy
+from ingress import DialPolicy, _dial_guard
 from ingress import _host_addresses as module
+from ingress._dial_guard import DialGuard
 from ingress.errors import DialBackRefused
 from ingress.wire.addresses import parse_address
+from ingress.wire.messages import StreamAddress
 
 PEER, THIS_HOST = "203.0.113.5", "198.51.100.1"
 
@@ -196,6 +199,61 @@ def test_where_any_address_can_be_bound_binding_proves_nothing(monkeypatch: pyte
     assert not is_allowed(DialPolicy(), "192.0.2.77:5000", PEER)
     assert not is_allowed(DialPolicy(), f"{THIS_HOST}:5000", PEER)
     assert is_allowed(DialPolicy(), f"{PEER}:5000", PEER)
+
+
+def test_an_address_that_moves_to_another_host_is_not_taken_for_this_hosts_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It had been for as long as the worker ran: who had it next could have it dial services on its loopback."""
+    seconds, own = [0], [PEER]
+    monkeypatch.setattr(module, "present_second", lambda: seconds[0])
+    monkeypatch.setattr(module, "_kind_of_route", lambda ip: LOCAL if str(ip) in own else UNICAST)
+    module._asked.cache_clear()
+    guard = DialGuard(DialPolicy())
+    monkeypatch.setattr(_dial_guard, "present_second", lambda: seconds[0])
+
+    def may_dial(address: str) -> bool:
+        info = {"address": address, "subject": "s", "context": "id", "stream_type": "response"}
+        try:
+            guard.check(PEER, "id", StreamAddress("tcp_server", json.dumps(info)), "response")
+        except DialBackRefused:
+            return False
+        return True
+
+    assert may_dial("127.0.0.1:5000") and not may_dial(f"{THIS_HOST}:5000")
+    own[:] = [THIS_HOST]
+    seconds[0] += 1
+    assert not may_dial("127.0.0.1:5000") and not may_dial(f"{THIS_HOST}:5000")
+    own += [PEER]
+    seconds[0] += 1
+    assert may_dial("127.0.0.1:5000") and may_dial(f"{THIS_HOST}:5000")
+
+
+@pytest.mark.parametrize("number", [errno.EAFNOSUPPORT, errno.EMFILE, errno.EPERM])
+@pytest.mark.parametrize("own", ["0.0.0.0", "::"])
+def test_d03_the_workers_own_ports_are_not_dialled_where_the_system_tells_nothing(
+    number: int, own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(ip: object) -> int:
+        raise OSError(number, "no sockets for this")
+
+    for question in ("_kind_of_route", "_bind", "_connect"):
+        monkeypatch.setattr(module, question, fail)
+    assert not is_allowed(DialPolicy(), f"{PEER}:7000", PEER, [(own, 7000)])
+    assert is_allowed(DialPolicy(), f"{PEER}:7001", PEER, [(own, 7000)])
+
+
+@pytest.mark.parametrize("denied", ["::ffff:10.0.0.0/104", "10.0.0.0/8"])
+@pytest.mark.parametrize("address", ["10.7.0.1:5000", "[::ffff:10.7.0.1]:5000"])
+def test_networks_of_mapped_addresses_are_those_of_ipv4(denied: str, address: str) -> None:
+    assert not is_allowed(DialPolicy("any", deny=[denied]), address, PEER)
+    assert is_allowed(DialPolicy("cidr", allow=[denied]), address, PEER)
+    assert is_allowed(DialPolicy("any", deny=[denied]), "11.7.0.1:5000", PEER)
+
+
+def test_a_zone_of_an_address_is_refused() -> None:
+    with pytest.raises(ValueError, match="has a zone"):
+        DialPolicy("cidr", allow=["fe80::1%lo"])
 
 
 def refuse(ip: object) -> int:
