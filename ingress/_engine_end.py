@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
 from typing import Any
 
 import trio
 
-from ._failures import describe_failure, is_cancellation
+from ._failures import describe_failure, is_a, is_cancellation, leaves_of
 from .errors import GenerateError
 
 
@@ -50,7 +49,9 @@ async def close_engine(chunks: types.AsyncGeneratorType[Any, None]) -> BaseExcep
         await chunks.aclose()
     except BaseException as exc:
         # A nursery that was open across a yield wraps the GeneratorExit of aclose in a group.
-        error = exc.split(GeneratorExit)[1] if isinstance(exc, BaseExceptionGroup) else exc
+        error: BaseException | None = exc
+        if is_a(exc, BaseExceptionGroup) and any(is_a(each, GeneratorExit) for each in leaves_of(exc)):
+            error = exc.split(GeneratorExit)[1]
         if error is not None and is_cancellation(error):
             raise
         return error
@@ -70,13 +71,5 @@ async def _end_nurseries_left_open(own: int) -> GenerateError | None:
         try:
             await manager.__aexit__(None, None, None)
         except BaseException as exc:  # whoever is cancelled from outside is told at the next checkpoint
-            failures += [describe_failure(each) for each in _leaves(exc) if not is_cancellation(each)]
+            failures += [describe_failure(each) for each in leaves_of(exc) if not is_cancellation(each)]
     return GenerateError("; ".join(["engine left a nursery open", *failures]))
-
-
-def _leaves(exc: BaseException) -> Iterator[BaseException]:
-    if not isinstance(exc, BaseExceptionGroup):
-        yield exc
-        return
-    for each in exc.exceptions:
-        yield from _leaves(each)

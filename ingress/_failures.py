@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
+from typing import TypeGuard, TypeVar
 
 import trio
 
@@ -38,9 +39,17 @@ _KINDS: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     ((asyncio.CancelledError,), "Cancelled"),
 )
 
+ExceptionT = TypeVar("ExceptionT", bound=BaseException)
+
 # What a class says of itself may be anything, and may raise.
 _NAME_OF_CLASS = vars(type)["__name__"].__get__
 _TRACEBACK_OF: Callable[[BaseException], TracebackType | None] = vars(BaseException)["__traceback__"].__get__
+_members_of: Callable[[BaseException], tuple[BaseException, ...]] = vars(BaseExceptionGroup)["exceptions"].__get__
+
+
+def is_a(exc: BaseException, kind: type[ExceptionT]) -> TypeGuard[ExceptionT]:
+    """Tell what an exception is, which it has no say in; ``isinstance`` asks its ``__class__`` too."""
+    return issubclass(type(exc), kind)
 
 
 def is_cancellation(exc: BaseException) -> bool:
@@ -49,12 +58,26 @@ def is_cancellation(exc: BaseException) -> bool:
     Whatever else an engine raises ends its own request and nothing else, a KeyboardInterrupt too: request tasks are
     protected from real ones, so it is the engine's own.
     """
-    if not isinstance(exc, BaseExceptionGroup):
-        return isinstance(exc, trio.Cancelled)
-    try:
-        return exc.subgroup(trio.Cancelled) is not None
-    except RecursionError:  # no nursery nests groups by the thousand
-        return False
+    return any(is_a(each, trio.Cancelled) for each in leaves_of(exc))
+
+
+def leaves_of(exc: BaseException) -> Iterator[BaseException]:
+    """Yield the exceptions in a group that are no groups, or the one itself; each once.
+
+    Groups may share members, and then be trees of any size, nest by the thousand, and say anything of themselves.
+    """
+    if not is_a(exc, BaseExceptionGroup):
+        yield exc
+        return
+    seen, waiting = {id(exc)}, [exc]
+    while waiting:
+        for member in _members_of(waiting.pop()):
+            if id(member) not in seen:
+                seen.add(id(member))
+                if is_a(member, BaseExceptionGroup):
+                    waiting.append(member)
+                else:
+                    yield member
 
 
 def must_pass(exc: BaseException) -> bool:
@@ -68,22 +91,22 @@ def must_pass(exc: BaseException) -> bool:
 def error_event_of(failure: BaseException) -> ErrorEvent:
     """Map what an engine raised to the error event a 1.6.1 worker would send (docs/wire.md §4)."""
     failure = sole_exception(failure)
-    if isinstance(failure, GeneratorExit):
+    if is_a(failure, GeneratorExit):
         return ErrorEvent.of_kind("EngineShutdown", "engine shutting down")
-    if isinstance(failure, Overloaded):
+    if is_a(failure, Overloaded):
         return ErrorEvent.overloaded(text_of(failure))
-    if isinstance(failure, IngressError):
+    if is_a(failure, IngressError):
         # Named exceptions carry their text without a type prefix; only an InvalidArgument is meant for the end user.
         kind = failure.backend_kind
         return ErrorEvent.of_kind(kind, text_of(failure), is_public=kind == "InvalidArgument")
-    kind = next((kind for types, kind in _KINDS if isinstance(failure, types)), "Unknown")
+    kind = next((kind for types, kind in _KINDS if issubclass(type(failure), types)), "Unknown")
     return ErrorEvent.of_kind(kind, _told(failure))
 
 
 def sole_exception(failure: BaseException) -> BaseException:
     """Return what was raised, out of the groups that nurseries have put round it and nothing else."""
-    while isinstance(failure, BaseExceptionGroup) and len(failure.exceptions) == 1:
-        failure = failure.exceptions[0]
+    while is_a(failure, BaseExceptionGroup) and len(members := _members_of(failure)) == 1:
+        failure = members[0]
     return failure
 
 
@@ -119,9 +142,9 @@ def describe_failure(failure: BaseException) -> str:
 def _told(failure: BaseException) -> str:
     """Return type and text, and of a group those of the first in it."""
     told = f"{class_name(failure)}: {text_of(failure)}"
-    if not isinstance(failure, BaseExceptionGroup):
+    if not is_a(failure, BaseExceptionGroup):
         return told
-    members = [sole_exception(each) for each in failure.exceptions[:_MEMBERS_TOLD]]
+    members = [sole_exception(each) for each in _members_of(failure)[:_MEMBERS_TOLD]]
     return f"{told}: " + "; ".join(f"{class_name(each)}: {text_of(each)[:_MEMBER_TEXT]}" for each in members)
 
 

@@ -16,7 +16,7 @@ from ._admission import Admission
 from ._context import Ending, OpenRequests, RequestContext
 from ._dialback import DialBacks
 from ._engine_run import DEFAULT_CLEANUP_TIMEOUT, EngineRuns
-from ._failures import error_event_of, is_cancellation, must_pass
+from ._failures import error_event_of, is_a, is_cancellation, must_pass
 from ._fair_line import working_for
 from ._ledger import OVERLOADED, QUEUE_DEADLINE, Ledger, error_type_of
 from ._logging import request_scope
@@ -277,13 +277,13 @@ class PushHandler:
         if failure is None:
             return None
         try:
-            if isinstance(failure, PublishError) and response.writer.failure is not None:
+            if is_a(failure, PublishError) and response.writer.failure is not None:
                 raise failure
             if is_cancellation(failure):
                 await trio.lowlevel.checkpoint_if_cancelled()
                 # Still here: what was cancelled is a scope of the engine's own, left open across a yield.
                 failure = GenerateError("engine was cancelled by a cancel scope or nursery of its own")
-            if isinstance(failure, RequestMemoryExhausted):
+            if is_a(failure, RequestMemoryExhausted):
                 self._ledger.refused_late(response, context, failure, OVERLOADED)
             else:
                 self._ledger.failed(response, context, failure, "generate")

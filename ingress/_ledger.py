@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from ._context import RequestContext
-from ._failures import class_name, describe_failure, sole_exception, text_of
+from ._failures import class_name, describe_failure, is_a, sole_exception, text_of
 from ._logging import TRACE
 from ._request_log import RequestLog
 from ._response import Response
@@ -65,7 +65,7 @@ class Ledger:
             describe_failure(failure),
         )
         # The causes of our own errors quote what could not be read, and payloads stand on trace lines only.
-        level = TRACE if isinstance(failure, IngressError) else logging.DEBUG
+        level = TRACE if is_a(failure, IngressError) else logging.DEBUG
         logger.log(level, "request %s: traceback", named(context.id), exc_info=failure)
 
     def settle(self, context: RequestContext, response: Response, guard: RequestGuard) -> None:

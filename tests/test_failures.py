@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -241,6 +241,27 @@ class WithoutTraceback(Exception):
     __traceback__ = __context__ = __cause__ = property(_fail)
 
 
+class OddGroup(ExceptionGroup[Exception]):
+    @property
+    def exceptions(self) -> Any:
+        raise SystemExit("of its members")
+
+
+class Lying(Exception):
+    def _fail(self, *value: object) -> Any:
+        raise Panic("of its class")
+
+    __class__ = property(_fail)
+
+
+def shared(depth: int) -> Exception:
+    """A group of 2 ** depth exceptions, for whoever walks it as a tree."""
+    failure: Exception = ValueError("boom")
+    for _ in range(depth):
+        failure = ExceptionGroup("deep", [failure, failure])
+    return failure
+
+
 def nested(depth: int) -> Exception:
     failure: Exception = ValueError("boom")
     for _ in range(depth):
@@ -249,22 +270,25 @@ def nested(depth: int) -> Exception:
 
 
 @pytest.mark.parametrize(
-    ("failure", "told"),
+    ("make", "told"),
     [
-        (OddlyShown(), "OddlyShown: boom"),
-        (WithoutTraceback("boom"), "WithoutTraceback: boom"),
-        (nested(3000), "ValueError: boom"),
+        (OddlyShown, "OddlyShown: boom"),
+        (lambda: WithoutTraceback("boom"), "WithoutTraceback: boom"),
+        (lambda: nested(3000), "ValueError: boom"),
+        (lambda: shared(900), "ExceptionGroup: deep (2 sub-exceptions): "),
+        (lambda: OddGroup("odd", [ValueError("boom")]), "ValueError: boom"),
+        (lambda: Lying("boom"), "Lying: boom"),
         (
-            ExceptionGroup("two", [nested(3000), KeyError(1)]),
+            lambda: ExceptionGroup("two", [nested(3000), KeyError(1)]),
             "ExceptionGroup: two (2 sub-exceptions): ValueError: boom; ",
         ),
     ],
-    ids=["text", "traceback", "nested", "both"],
+    ids=["text", "traceback", "nested", "shared", "group", "class", "both"],
 )
-async def test_e01_an_exception_that_is_odd_itself_is_told(failure: Exception, told: str) -> None:
+async def test_e01_an_exception_that_is_odd_itself_is_told(make: Callable[[], Exception], told: str) -> None:
     async def engine(request: Any) -> AsyncIterator[Any]:
         yield 1
-        raise failure
+        raise make()
 
     async with open_stage(engine) as stage:
         said = await stage.tell("any")
