@@ -331,8 +331,11 @@ def _fitted(fields: dict[str, Any]) -> str:
         if sizes[key] < 64:  # nothing long is left: there are too many
             fields.popitem()
         else:
-            # In proportion, because one escaped character may take twelve; and the mark takes some itself.
-            kept = int(len(value) * max(0.0, 1 - (len(line) - MAX_LINE + 24) / sizes[key]))
-            fields[key] = f"…{value[len(value) - kept :]}" if key == "exception" else f"{value[:kept]}…"
+            # In proportion, because one escaped character may take twelve; and the mark takes some itself. In the
+            # middle, because ends say why. And not the whole of it where another one is long, too.
+            least = MAX_LINE / 4 / sizes[key] if sizes[key] > MAX_LINE / 2 else 0.0
+            kept = int(len(value) * max(least, 1 - (len(line) - MAX_LINE + 24) / sizes[key]))
+            head = 0 if key == "exception" else (kept + 1) // 2
+            fields[key] = f"{value[:head]}…{value[len(value) - kept + head :]}"
         line = json.dumps(fields, separators=(",", ":"))
     return line

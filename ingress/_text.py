@@ -38,8 +38,15 @@ def quoted(text: object, limit: int = CLIP) -> str:
 
 def named(text: object, limit: int = CLIP) -> str:
     """Return what a caller calls something: in quotes unless it is one plain word, so that it shows where it ends."""
-    shown = printable(text, limit)
-    return shown if _WORD.fullmatch(shown) else json.dumps(shown, ensure_ascii=False)
+    raw = str(text)
+    if len(raw) <= limit and _WORD.fullmatch(raw) and escaped(raw) == raw:
+        return raw
+    shown = escaped(json.dumps(raw[:limit], ensure_ascii=False))  # by JSON a backslash of theirs is none of ours
+    return (
+        shown
+        if len(raw) <= limit and len(shown) <= limit + 2
+        else f'{shown[:-1][: limit + 1]}…"({len(raw)} characters)'
+    )
 
 
 _WORD = re.compile(r"[\w.:/+@%~-]+")

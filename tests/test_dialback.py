@@ -122,7 +122,7 @@ async def test_c07_connection_info_that_cannot_be_read_is_refused(info: str) -> 
         ("nats", "nats"),
         ("", '""'),
         ("TCP_SERVER", "TCP_SERVER"),
-        ("a\nb is fine", '"a\\\\nb is fine"'),
+        ("a\nb is fine", '"a\\nb is fine"'),
     ],
 )
 async def test_c06_o01_a_foreign_response_transport_is_refused_by_its_name(

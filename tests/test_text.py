@@ -36,7 +36,12 @@ def test_o01_what_might_be_taken_for_a_field_is_quoted(text: str, shown: str) ->
         ("", '""'),
         ("v1 of a.b.c failed: MemoryError", '"v1 of a.b.c failed: MemoryError"'),
         ('say "no"', '"say \\"no\\""'),
-        ("a\nb", '"a\\\\nb"'),
+        ("a\nb", '"a\\nb"'),
+        ("a\\nb", '"a\\\\nb"'),
+        ("a\u202eb", '"a\\u202eb"'),
+        ("\u3164", '"\\u3164"'),
+        ("x" * 201, '"' + "x" * 200 + '…"(201 characters)'),
+        ("\x1b" * 100, '"' + "\\u001b" * 33 + '\\u…"(100 characters)'),
     ],
 )
 def test_o01_what_a_caller_calls_something_shows_where_it_ends(text: str, shown: str) -> None:

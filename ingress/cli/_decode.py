@@ -95,7 +95,7 @@ def read_captures(content: bytes) -> list[Capture]:
     """
     stripped = content.strip()
     if stripped[:1] in (b"{", b"["):
-        with contextlib.suppress(msgspec.MsgspecError, ValueError):
+        with contextlib.suppress(msgspec.MsgspecError, ValueError, RecursionError):
             found = list(_captures_in(msgspec.json.decode(stripped)))
             return found or [Capture(stripped)]
     if stripped and _HEX_TEXT.fullmatch(stripped):

@@ -11,7 +11,7 @@ import trio
 
 from .._heavy_work import HeavyWork
 from .._per_run import PerRun
-from .._text import printable
+from .._text import named, printable
 from ..abc import Network
 from ._contexts import TlsContexts
 from ._options import TlsOptions
@@ -169,7 +169,7 @@ class TlsStream(trio.abc.Stream):
             return
         names = names_of(self._tls.getpeercert() or {})
         if not {name.lower() for name in names} & {name.lower() for name in self._options.allowed_names}:
-            shown = printable(", ".join(names) or "none")
+            shown = printable(", ".join(map(named, names)) or "nobody", 300)
             raise trio.BrokenResourceError(f"TLS handshake failed: no allowed name in the certificate of {shown}")
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
