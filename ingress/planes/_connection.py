@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Final
 
 import trio
@@ -19,11 +18,10 @@ LEAST_SENT = 64 * 1024
 _LOOK_AGAIN = 1.0
 
 
-# What a connection is about. Whoever looks for one that rests leaves a mark, which the next request takes away.
+# What a connection is about.
 BEGUN: Final = 0  # its handshake or a request has begun to come, or waits for its turn
 HELD: Final = 1  # a request is being handed over, or acked
 RESTS: Final = 2  # it waits for the next request
-RESTED: Final = 3  # it rested when it was looked at, and has ever since
 
 
 class Connection:
@@ -40,6 +38,7 @@ class Connection:
         "peer_host",
         "phase",
         "stream",
+        "was_taken",
     )
 
     def __init__(self, stream: trio.abc.Stream, peer_host: str | None, opened_at: float) -> None:
@@ -53,6 +52,8 @@ class Connection:
         self.is_open = True
         self.is_proven = False
         """True once it has sent a whole request."""
+        self.was_taken = False
+        """True once such a request was taken: whoever sends junk only is missed by nobody."""
         self.incomplete_bytes = 0
         """Bytes of a large request that it has not sent whole yet; :class:`IncompleteFrames` keeps them."""
         self.gave_way = ""
@@ -104,15 +105,10 @@ class Silent:
 class Peer:
     """What one address has open."""
 
-    __slots__ = ("address", "connections", "silent")
+    __slots__ = ("address", "open", "silent")
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.connections: OrderedDict[Connection, None] = OrderedDict()
-        """All of them: in the order in which they came, or were looked at."""
+        self.open = 0
         self.silent = Silent()
         """Those that have not sent a whole request yet."""
-
-    @property
-    def open(self) -> int:
-        return len(self.connections)

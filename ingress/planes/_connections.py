@@ -1,8 +1,8 @@
 """The request connections that are open: how many, whose, and which of them give way when there is no room for more.
 
 One that never has sent a whole request gives its place up after a while, unless it is busy sending a large one, but
-only to another. One that has is somebody's, however long it rests; but the address that has most open gives some up to
-those that have far fewer, for whoever opens all that there may be must not keep the others out.
+only to another. One that has is somebody's, however long it rests; but of addresses that have many the least used give
+way to those that have far fewer, for whoever opens all that there may be must not keep the others out.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Connections:
         """Say why a connection that has just left had to make room, for people."""
         if connection.gave_way != "displaced" or connection.peer is None:
             return "it has sent no whole request"
-        return f"its address had {connection.peer.open + 1} open, the most of all"
+        return f"its address had {connection.peer.open + 1} open, far more than another one that found no room"
 
     def prove(self, connection: Connection) -> None:
         """Note that a connection has sent a whole request: it is not one of the silent ones any more."""

@@ -130,8 +130,10 @@ class _Conversation:
                 return
             connection.phase = HELD
             acks, refusal, has_more = self._push_some(most)
-            if not connection.is_proven and decoder.frames:
-                self._shared.connections.prove(connection)
+            if not connection.was_taken and decoder.frames:
+                if not connection.is_proven:
+                    self._shared.connections.prove(connection)
+                connection.was_taken = len(acks) > 0 and not any(acks)
             while has_more:
                 is_welcome = not any(acks)  # nothing but zeros is the ack of a request that is taken
                 if not await self._send_acks(acks):

@@ -1,19 +1,19 @@
 """What each address has open of a plane's connections, and which of them gives way to an address that has far fewer.
 
-Whoever opens all that there may be, and uses them as little as that takes, must not keep the others out. So the address
-that has most gives up one of its own, of those that it misses least. Whatever there is, that takes a few steps: where
-thousands of connections come in a second, most find no room.
+Whoever opens all that there may be, and uses them as little as that takes, must not keep the others out; and whoever
+uses what it has must not lose it. So what is missed least gives way, whosever it is, if only that address has far more
+than the one that comes. Whatever there is, that takes a few steps: where thousands of connections come in a second,
+most find no room.
 """
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 
 import trio
 
 from .._shares import caller_of
-from ._connection import BEGUN, HELD, RESTED, RESTS, Connection, Peer
+from ._connection import BEGUN, HELD, Connection, Peer
 
 # An address gives way to one that would have less than half of what it has: who comes takes no more than it leaves.
 FAR_MORE = 2
@@ -21,12 +21,19 @@ FAR_MORE = 2
 # From here on it gives up requests that have not arrived whole: it costs a caller one, and the other one all of them.
 VASTLY_MORE = 8
 
-# Of thousands so many are looked at for each that comes, the next ones for the next. That is 20 µs, beside some 80 µs
-# for what every connection takes.
-MOST_LOOKS = 32
+# One that has been used since is in use.
+USED = 5.0
+
+# A request that has begun so long ago is not in the middle of an ordinary one.
+SLOW = 5.0
+
+# Of thousands so many are looked at for each that comes, the next ones for the next: until one of these is missed by
+# nobody, but beyond a pool or two of one caller's, which came together. That is 20 to 80 µs, beside some 80 µs for what
+# every connection takes.
+LOOKS, MOST_LOOKS = 32, 128
 
 # What is given up first; of each kind that whose second figure is the least.
-_UNUSED, _NEW, _UNFINISHED, _UPLOAD = range(4)
+_NEVER_TAKEN, _RESTING, _UNFINISHED, _UPLOAD = range(4)
 
 
 class Peers:
@@ -34,10 +41,9 @@ class Peers:
 
     def __init__(self) -> None:
         self._by_address: dict[str, Peer] = {}  # only those that have some
-        # Those that have so many. Their order is that in which they came to have them; a plain dict whose first is
-        # taken again and again looks at all the places that have become empty before it.
-        self._by_count: dict[int, OrderedDict[Peer, None]] = {}
-        self._most = 0
+        # All of known addresses, in the order in which they came or were looked at. A plain dict whose first is taken
+        # again and again looks at all the places that have become empty before it.
+        self._in_turn: OrderedDict[Connection, None] = OrderedDict()
 
     def get(self, peer_host: str | None) -> Peer | None:
         """Return what the address has open; None where that is nothing, or nobody knows the address."""
@@ -51,76 +57,52 @@ class Peers:
         if (peer := self._by_address.get(address)) is None:
             peer = self._by_address[address] = Peer(address)
         connection.peer = peer
-        peer.connections[connection] = None
+        peer.open += 1
         peer.silent.add(connection)
-        self._recount(peer, peer.open - 1)
+        self._in_turn[connection] = None
 
     def remove(self, connection: Connection) -> None:
         """Count a connection no more that has left."""
         if (peer := connection.peer) is None:
             return
-        del peer.connections[connection]
+        peer.open -= 1
         peer.silent.discard(connection)
-        self._recount(peer, peer.open + 1)
+        del self._in_turn[connection]
         if not peer.open:
             del self._by_address[peer.address]
 
     def least_missed(self, newcomer: Peer | None, now: float) -> Connection | None:
         """Return which connection gives way to one of another address, which has ``newcomer`` open so far; or None."""
         wanted = 1 if newcomer is None else newcomer.open + 1
-        if self._most <= FAR_MORE * wanted:
-            return None
-        heaviest = next(iter(self._by_count[self._most]))
-        return _least_missed(heaviest.connections, now, takes_unfinished=self._most >= VASTLY_MORE * wanted)
-
-    def _recount(self, peer: Peer, before: int) -> None:
-        """Note that an address has one more than before, or one less."""
-        if before:
-            those = self._by_count[before]
-            del those[peer]
-            if not those:
-                del self._by_count[before]
-        if peer.open:
-            self._by_count.setdefault(peer.open, OrderedDict())[peer] = None
-        if peer.open > self._most or self._most not in self._by_count:
-            self._most = peer.open  # it was the only one that had so many, or is the first that has
-
-
-def _least_missed(
-    connections: OrderedDict[Connection, None], now: float, *, takes_unfinished: bool
-) -> Connection | None:
-    """Return the connection of one address that it misses least, of those whose turn it is to be looked at.
-
-    One that rests, and did when it was looked at before, is taken at once: it has not been used for as long as it takes
-    to look at all the others.
-    """
-    found: Connection | None = None
-    least = (_UPLOAD if takes_unfinished else _NEW, math.inf)
-    for _ in range(min(len(connections), MOST_LOOKS)):
-        connection = next(iter(connections))
-        connections.move_to_end(connection)
-        phase = connection.phase
-        if phase == RESTS:
-            connection.phase = RESTED
-        rank = _rank_of(connection, phase, now)
-        if rank is not None and rank < least:
-            found, least = connection, rank
-            if rank[0] == _UNUSED and phase == RESTED:
+        ranked = list[tuple[tuple[int, float], int, Connection]]()
+        is_found = False
+        for look in range(min(len(self._in_turn), MOST_LOOKS)):
+            if is_found and look >= LOOKS:
                 break
-    return found
+            connection = next(iter(self._in_turn))
+            self._in_turn.move_to_end(connection)
+            if (rank := _rank_of(connection, wanted, now)) is not None:
+                ranked.append((rank, look, connection))
+                is_found = is_found or rank[0] == _NEVER_TAKEN
+        ranked.sort()
+        return next((connection for _, _, connection in ranked if not _has_unread(connection.stream)), None)
 
 
-def _rank_of(connection: Connection, phase: int, now: float) -> tuple[int, float] | None:
-    """Return how much an address would miss a connection; None where it is not taken."""
-    if phase == HELD:
+def _rank_of(connection: Connection, wanted: int, now: float) -> tuple[int, float] | None:
+    """Return how much a connection would be missed; None where it does not give way to an address with ``wanted``."""
+    has = 0 if connection.peer is None else connection.peer.open
+    phase = connection.phase
+    if has <= FAR_MORE * wanted or phase == HELD:
         return None
-    if phase != BEGUN and not _has_unread(connection.stream):
-        return _UNUSED, connection.begun_at
+    if not (connection.was_taken or connection.incomplete_bytes):
+        return _NEVER_TAKEN, connection.opened_at
+    if phase != BEGUN:
+        return (_RESTING, connection.begun_at) if now - connection.begun_at >= USED else None
+    if has < VASTLY_MORE * wanted or (connection.was_taken and now - connection.begun_at < SLOW):
+        return None
     if connection.incomplete_bytes:  # the slowest, not the eldest: that may be the largest
         return _UPLOAD, connection.incomplete_bytes / (now - connection.begun_at + 1)
-    if not connection.is_proven:
-        return _NEW, connection.opened_at
-    return (_UNFINISHED, connection.begun_at) if phase == BEGUN else None
+    return _UNFINISHED, connection.begun_at
 
 
 def _has_unread(stream: trio.abc.Stream) -> bool:
