@@ -20,6 +20,15 @@ from ._forks import hide_from_children, leave_child
 from ._hosts import is_literal
 from .errors import StartupError
 
+try:
+    import fcntl
+    import termios
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+    _SEND_QUEUE = 0
+else:
+    _SEND_QUEUE = termios.TIOCOUTQ
+
 # A silent peer on a dead link is noticed after 60 + 4 * 15 seconds.
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 60, 15, 4
 
@@ -91,6 +100,16 @@ class TcpStream(trio.abc.HalfCloseableStream):
             return bool(self._raw.recv(1, socket.MSG_PEEK))
         except OSError:  # nothing has come, or the connection is gone
             return False
+
+    @property
+    def untaken(self) -> int | None:
+        """Bytes that were sent and that the peer's system has not taken yet; None where this system does not tell."""
+        if fcntl is None or self._raw.fileno() < 0:
+            return None
+        try:
+            return int.from_bytes(fcntl.ioctl(self._raw, _SEND_QUEUE, bytes(4)), sys.byteorder)
+        except OSError:
+            return None
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         self._check_open()

@@ -18,6 +18,10 @@ logger = logging.getLogger("ingress.dialback")
 # What is more than any answer may hold beside one chunk, which is 256 KiB: of 2,048 answers 1 GiB at most.
 _COUNTED = 512 * 1024
 
+# Of what the system holds for a caller, so many bytes have to be taken within the write-stall timeout: one in a minute
+# would hold a stream for ever.
+LEAST_TAKEN = 4 * 1024
+
 # For streams that tell of no progress within a send: small enough that a caller who reads 1 KiB a second is seen to
 # make some within the write-stall timeout.
 _SEND_SLICE = 16 * 1024
@@ -186,13 +190,31 @@ class ResponseWriter:
             self._sending = 0
             self._wake()
 
-    async def _send_some(self) -> None:
-        with trio.fail_after(self._stall_timeout):
-            if self._send_nowait is not None:
+    async def _wait_until_taken(self) -> None:
+        """Wait until the socket takes more, as long as its caller takes what it holds.
+
+        It takes more once a third of what it holds is gone, which may be a megabyte: for a slow caller a quarter of an
+        hour.
+
+        Raises:
+            trio.TooSlowError: the caller has taken next to nothing within the stall timeout.
+        """
+        untaken: int | None = getattr(self._stream, "untaken", None)
+        while True:
+            with trio.move_on_after(self._stall_timeout):
                 await self._stream.wait_send_all_might_not_block()
-                sent = self._send_nowait(self.buffer)
-                del self.buffer[:sent]
-            else:
+                return
+            before, untaken = untaken, getattr(self._stream, "untaken", None)
+            if before is None or untaken is None or untaken > before - LEAST_TAKEN:
+                raise trio.TooSlowError
+
+    async def _send_some(self) -> None:
+        if self._send_nowait is not None:
+            await self._wait_until_taken()
+            sent = self._send_nowait(self.buffer)
+            del self.buffer[:sent]
+        else:
+            with trio.fail_after(self._stall_timeout):
                 data = bytes(self.buffer[:_SEND_SLICE])
                 del self.buffer[: len(data)]
                 self._sending = len(data)

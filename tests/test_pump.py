@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -449,6 +450,34 @@ async def test_a_socket_that_breaks_ends_the_pump_and_the_engine_is_not_asked_ag
             await pump.run(engine())
     assert asked <= 5
     assert len(pump.failures) == 1
+
+
+@pytest.mark.parametrize(("rate", "is_kept"), [(1024, True), (100, True), (60, False), (0, False), (None, False)])
+async def test_d09_what_the_system_sends_for_a_slow_caller_is_progress(
+    rate: int | None, is_kept: bool, autojump_clock: MockClock
+) -> None:
+    """The socket takes more when a third of a megabyte is gone: at 1 KiB/s that had been too late."""
+
+    class Filled(Socket):
+        @property
+        def untaken(self) -> int | None:
+            return None if rate is None else 1_000_000 - int(rate * (trio.current_time() - began))
+
+        async def wait_send_all_might_not_block(self) -> None:
+            await trio.sleep_until(began + 333_333 / rate if rate else math.inf)
+            self.capacity = 1 << 20
+
+    began = trio.current_time()
+    socket = Filled(capacity=0)
+    async with open_pump(socket) as pump:
+        pump.writer.write(b"x" * 1000)
+        if is_kept:
+            await pump.writer.drained()
+            assert rate and trio.current_time() - began == pytest.approx(333_333 / rate)
+        else:
+            with pytest.raises(PublishError, match="took no byte for 60 s"):
+                await pump.writer.drained()
+            assert trio.current_time() - began == 60
 
 
 async def test_a_send_that_was_cut_is_never_followed_by_another() -> None:
