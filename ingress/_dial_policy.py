@@ -128,7 +128,8 @@ def _check_peer(address: SocketAddress, ip: IpAddress, peer_host: str | None) ->
     literal = ipaddress.ip_address(peer_host.partition("%")[0])
     if address.ip == literal:  # back where it came from: what is inside of the address came along
         return
-    peer = unwrap(literal)
+    # A mapped address is the system's spelling of IPv4; what else is inside of one its owner has chosen.
+    peer = getattr(literal, "ipv4_mapped", None) or literal
     if ip != peer and not (is_of_this_host(ip) and is_of_this_host(peer)):
         raise DialBackRefused(
             f"dial-back address {join_host_port(str(ip), address.port)} is not that of the requesting peer {peer}",

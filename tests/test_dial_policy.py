@@ -55,6 +55,13 @@ TABLE = [
     ("peer", "[::1]:5000", PEER, False),
     ("peer", "[::ffff:127.0.0.1]:5000", PEER, False),
     ("peer", f"{THIS_HOST}:5000", PEER, False),
+    # who comes from a 6to4 or NAT64 address is not the one inside of it
+    ("peer", "127.0.0.1:5000", "2002:7f00:1::5", False),
+    ("peer", "127.0.0.1:5000", "64:ff9b::7f00:1", False),
+    ("peer", f"{THIS_HOST}:5000", "2002:c633:6401::5", False),
+    ("peer", f"{THIS_HOST}:5000", "64:ff9b::c633:6401", False),
+    ("peer", f"{PEER}:5000", "2002:cb00:7105::5", False),
+    ("peer", "[2002:cb00:7105::5]:5000", "2002:cb00:7105::5", True),
     ("peer", f"{PEER}:1023", PEER, False),
     ("peer", f"{PEER}:1024", PEER, True),
     ("peer", f"{PEER}:5000", None, False),
