@@ -318,6 +318,17 @@ async def test_o03_bad_http_ends_its_own_connection_and_nothing_else(
     assert not [record for record in caplog.records if record.levelno > logging.WARNING]
 
 
+@pytest.mark.parametrize("key", [b"", b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13\r\n"])
+async def test_o03_who_asks_for_a_websocket_is_answered_and_has_the_same_time_as_others(key: bytes) -> None:
+    """Without a key it had been refused, and kept until it left: 128 such connections are all there are."""
+    asked = b"GET /live HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n" + key + b"\r\n"
+    async with served_raw(deadline=0.2) as address, await connect(address) as stream:
+        assert (await ask(stream, asked)).startswith(b"HTTP/1.1 200")
+        with trio.fail_after(20):
+            while await stream.receive_some():
+                pass
+
+
 async def test_o03_a_header_of_a_mebibyte_is_refused_with_431() -> None:
     async with served_raw() as address, await connect(address) as stream:
         # little enough to have been read when the refusal is sent, or the reset would overtake it

@@ -1,8 +1,8 @@
 """hypercorn's connection, held to HTTP/1.1; imported when a status server starts and not before.
 
-hypercorn 0.18 also offers HTTP/2 to whoever sends its preface or asks for an upgrade. There a client that says nothing
-more is kept for ever, and two answers collide on one connection (``tests/test_status_server.py`` sends both). Nothing
-that probes or scrapes a worker needs it.
+hypercorn 0.18 also offers WebSocket, and HTTP/2 to whoever sends its preface or asks for an upgrade. There a client
+that says nothing more is kept for ever, and two answers collide on one connection (``tests/test_status_server.py`` asks
+for all three). Nothing that probes or scrapes a worker needs them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,14 @@ class Http1Protocol(H11Protocol):
 
     async def _check_protocol(self, event: h11.Request) -> None:
         pass
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
+        await super()._create_stream(
+            h11.Request(
+                method=request.method, headers=headers, target=request.target, http_version=request.http_version
+            )
+        )
 
 
 class Http1Connection(TCPServer):

@@ -236,5 +236,4 @@ def _config(deadline: float) -> Config:
     config.h11_max_incomplete_size = MAX_HEADERS
     config.keep_alive_timeout = deadline
     config.keep_alive_max_requests = MAX_REQUESTS
-    config.websocket_max_message_size = MAX_HEADERS
     return config
