@@ -319,7 +319,10 @@ def _clipped(line: str) -> str:
 
 
 def _fitted(fields: dict[str, Any]) -> str:
-    """Return the object as a line of at most ``MAX_LINE`` bytes; long texts are cut, exceptions at their head."""
+    """Return the object as a line of at most ``MAX_LINE`` bytes.
+
+    Long texts are cut in their middle, for both ends say something, and exceptions at their head.
+    """
     for key, value in fields.items():
         if isinstance(value, str) and not value.isascii():
             fields[key] = value.encode(errors="backslashreplace").decode()  # lone surrogates are no JSON text
@@ -331,11 +334,20 @@ def _fitted(fields: dict[str, Any]) -> str:
         if sizes[key] < 64:  # nothing long is left: there are too many
             fields.popitem()
         else:
-            # In proportion, because one escaped character may take twelve; and the mark takes some itself. In the
-            # middle, because ends say why. And not the whole of it where another one is long, too.
-            least = MAX_LINE / 4 / sizes[key] if sizes[key] > MAX_LINE / 2 else 0.0
-            kept = int(len(value) * max(least, 1 - (len(line) - MAX_LINE + 24) / sizes[key]))
-            head = 0 if key == "exception" else (kept + 1) // 2
-            fields[key] = f"{value[:head]}…{value[len(value) - kept + head :]}"
+            # Not the whole of it where another one is long, too; and the mark takes some itself.
+            least = MAX_LINE // 4 if sizes[key] > MAX_LINE // 2 else 0
+            room = max(least, sizes[key] - (len(line) - MAX_LINE) - 24)
+            head = "" if key == "exception" else _beginning(value, room // 2)
+            tail = _beginning(value[::-1], room if key == "exception" else room // 2)[::-1]
+            fields[key] = f"{head}…{tail}"
         line = json.dumps(fields, separators=(",", ":"))
     return line
+
+
+def _beginning(text: str, room: int) -> str:
+    """Return as much of a text as takes so many bytes; an escaped character may take twelve."""
+    for at, character in enumerate(text):
+        room -= len(json.dumps(character)) - 2
+        if room < 0:
+            return text[:at]
+    return text

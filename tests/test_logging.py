@@ -270,6 +270,15 @@ def test_o01_no_text_breaks_a_line_or_makes_it_longer_than_a_kibibyte(message: s
     fields["message"].encode()  # no lone surrogates, which many parsers refuse
 
 
+def test_o01_a_long_id_leaves_both_ends_of_its_line() -> None:
+    """Of 256 emoji, twelve bytes each as JSON writes them, nothing had been left of the line but the id."""
+    name = "\U0001f600" * 256
+    with request_scope(name):
+        line = JsonFormatter().format(record_of(f"request {name} of a.b.c failed: KeyError: 'model'"))
+    message = json.loads(line)["message"]
+    assert message.startswith("request \U0001f600") and message.endswith("KeyError: 'model'")
+
+
 def test_an_object_with_very_many_fields_still_fits() -> None:
     line = JsonFormatter().format(record_of("m" * 500, fields={f"field_{number}": number for number in range(500)}))
     assert len(line) <= MAX_LINE
