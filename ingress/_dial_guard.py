@@ -119,7 +119,7 @@ class DialGuard:
         return addresses[0]
 
     def _read_allowed(self, text: str, peer_host: str | None, _own_addresses: int, _second: int) -> SocketAddress:
-        """Read an address and check it against the policy; listeners of our own are only ever added, hosts' move."""
+        """Read an address and check it against the policy, once a second and for each number of own listeners."""
         address = parse_address(text)
         self._check_policy(address, peer_host)
         return address

@@ -18,7 +18,7 @@ from ._dial_limits import Turn
 from ._dialled import DialledStreams
 from ._logging import request_scope
 from ._network import TcpConnect, TcpStream
-from ._patience import LATE
+from ._patience import is_late
 from ._request_memory import HeldMemory
 from ._request_stream import RequestInput
 from ._stream_limits import DEFAULT_STREAM_LIMITS, StreamLimits
@@ -191,9 +191,9 @@ class DialBack:
     async def _connect_in_turn(self, turn: Turn, target: DialTarget, started: TcpConnect | None) -> trio.abc.Stream:
         dialled: SocketAddress | None = None
         stream: trio.abc.Stream | None = None
-        failure, is_theirs, may_try_again = "", True, True
+        failure, is_theirs = "", True
         try:
-            while True:
+            for connecting in (started, None):  # once more where we were stopped: it may have come about long ago
                 with turn.begin(self.shared.limits.connect_timeout) as scope:
                     try:
                         dialled = (
@@ -201,16 +201,14 @@ class DialBack:
                             if isinstance(target, SocketAddress)
                             else await self.shared.guard.resolve(self._peer_host, target)
                         )
-                        if started is not None:
-                            stream = await started.wait()
+                        if connecting is not None:
+                            stream = await connecting.wait()
                         else:
                             stream = await self.shared.network.connect(dialled.host, dialled.port)
                     except OSError as exc:
                         failure, is_theirs = _describe(exc), exc.errno not in _OUR_OWN
-                is_late = scope.cancelled_caught and trio.current_time() - scope.deadline > LATE
-                if not (is_late and may_try_again):
+                if not (scope.cancelled_caught and is_late(scope.deadline)):
                     break
-                started, may_try_again = None, False  # we were stopped, and the caller may have taken it long ago
             if stream is not None:
                 turn.note_answer()
                 return stream

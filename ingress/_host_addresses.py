@@ -12,6 +12,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Mapping
+from operator import methodcaller
 
 from .wire.addresses import IpAddress
 
@@ -73,34 +74,33 @@ def _asked(question: Question, ip: IpAddress, second: int) -> int | None:
 
 
 def _bind(ip: IpAddress) -> int | None:
-    with _datagram_socket(ip) as probe:
-        try:
-            probe.bind((str(ip), 0))
-        except OSError as exc:
-            return exc.errno
-    return None
+    return _refusal(ip, methodcaller("bind", (str(ip), 0)))
 
 
 def _connect(ip: IpAddress) -> int | None:
-    with _datagram_socket(ip) as probe:
+    return _refusal(ip, methodcaller("connect", (str(ip), 9)))
+
+
+def _refusal(ip: IpAddress, call: Callable[[socket.socket], None]) -> int | None:
+    """Return with which errno the system refuses a call on a datagram socket, None where it does not."""
+    with socket.socket(_family(ip), socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((str(ip), 9))
+            call(probe)
         except OSError as exc:
             return exc.errno
     return None
 
 
-def _datagram_socket(ip: IpAddress) -> socket.socket:
-    return socket.socket(socket.AF_INET6 if ip.version == 6 else socket.AF_INET, socket.SOCK_DGRAM)
+def _family(ip: IpAddress) -> socket.AddressFamily:
+    return socket.AF_INET6 if ip.version == 6 else socket.AF_INET
 
 
 def _kind_of_route(ip: IpAddress) -> int:
     """Return the kind of the route to an address, 0 where there is none; raises OSError where that cannot be told."""
     if not hasattr(socket, "AF_NETLINK"):
         raise OSError(errno.EAFNOSUPPORT, "no routes to ask for")
-    family = socket.AF_INET6 if ip.version == 6 else socket.AF_INET
     attribute = _ATTRIBUTE.pack(_ATTRIBUTE.size + len(ip.packed), _DESTINATION) + ip.packed
-    asked = _ROUTE.pack(family, ip.max_prefixlen, 0, 0, 0, 0, 0, 0, 0) + attribute
+    asked = _ROUTE.pack(_family(ip), ip.max_prefixlen, 0, 0, 0, 0, 0, 0, 0) + attribute
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM) as kernel:
         kernel.send(_HEADER.pack(_HEADER.size + len(asked), _GET_ROUTE, _REQUEST, 1, 0) + asked)
         answer = kernel.recv(4096, socket.MSG_DONTWAIT)  # it is there: the kernel answers while it is asked

@@ -9,6 +9,11 @@ import trio
 LATE = 0.25
 
 
+def is_late(deadline: float) -> bool:
+    """Tell whether it is long after a deadline that has only just been noticed."""
+    return trio.current_time() - deadline >= LATE
+
+
 async def read_until(
     stream: trio.abc.ReceiveStream, size: int, deadline: float
 ) -> tuple[bytes | bytearray | None, float]:
@@ -17,6 +22,6 @@ async def read_until(
     while True:
         with trio.move_on_at(deadline + put_off):
             return await stream.receive_some(size), put_off
-        if (late := trio.current_time() - deadline - put_off) < LATE:
+        if not is_late(deadline + put_off):
             return None, put_off
-        put_off += late + LATE
+        put_off = trio.current_time() - deadline + LATE

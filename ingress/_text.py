@@ -42,11 +42,9 @@ def named(text: object, limit: int = CLIP) -> str:
     if len(raw) <= limit and _WORD.fullmatch(raw) and escaped(raw) == raw:
         return raw
     shown = escaped(json.dumps(raw[:limit], ensure_ascii=False))  # by JSON a backslash of theirs is none of ours
-    return (
-        shown
-        if len(raw) <= limit and len(shown) <= limit + 2
-        else f'{shown[:-1][: limit + 1]}…"({len(raw)} characters)'
-    )
+    if len(raw) <= limit and len(shown) <= limit + 2:
+        return shown
+    return f'{shown[:-1][: limit + 1]}…"({len(raw)} characters)'
 
 
 _WORD = re.compile(r"[\w.:/+@%~-]+")

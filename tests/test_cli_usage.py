@@ -422,6 +422,15 @@ def test_decode_prints_offsets_names_and_values(capsys: pytest.CaptureFixture[st
     assert "\x1b" not in shown
 
 
+@pytest.mark.parametrize("beginning", ['{"a":', '{"bytes_hex":['])
+def test_decode_takes_what_nests_too_deeply_for_what_it_is(
+    beginning: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "deep").write_text(beginning + "[" * 100_000)
+    assert main(["decode", str(tmp_path / "deep")]) == 1
+    assert f"{100_000 + len(beginning)} bytes" in capsys.readouterr().out
+
+
 def test_decode_colours_when_told_to(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--color=always", "decode", str(CAPTURES / "ack-ok-1.6.1.json")]) == 0
     assert "\x1b[" in capsys.readouterr().out

@@ -252,6 +252,18 @@ async def test_only_allowed_names_get_in(authority: Authority, caplog: pytest.Lo
     assert tls.is_mutual
 
 
+async def test_o01_the_names_of_a_certificate_show_where_they_end(
+    authority: Authority, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingress.tls._network.names_of", lambda cert: ["a, b", "c", "d; refused: all"])
+    tls = authority.options(mutual=True, allowed_names=["frontend.example"])
+    async with serve_and_call(tls, tls) as (worker, client):
+        with trio.fail_after(20), pytest.raises(Unavailable):
+            await call(client)
+        await until(lambda: refused(worker) == 1)
+    assert 'no allowed name in the certificate of "a, b", c, "d; refused: all"' in caplog.text
+
+
 def test_a_uri_that_looks_like_a_host_names_nobody() -> None:
     named = [("DNS", "a.example"), ("URI", "b.example"), ("URI", "spiffe://c/d"), ("IP Address", "10.0.0.1")]
     assert names_of({"subjectAltName": named}) == ["a.example", "spiffe://c/d", "10.0.0.1"]

@@ -25,7 +25,7 @@ from ._errors import EXIT_CLEAN, EXIT_FAILED, EXIT_STARTUP, CommandError, neares
 from ._options import DEFAULT_OUTPUT, AsJson, OutputOptions
 from ._payloads import print_document, read_request
 from ._screen import program_name
-from ._targets import DEFAULT_ATTRIBUTE, _attribute_of, _checked, _module_in_file, _module_named
+from ._targets import DEFAULT_ATTRIBUTE, attribute_of, checked, module_in_file, module_named
 
 SCHEMA = "ingress.check/1"
 
@@ -105,8 +105,8 @@ def find_subject(text: str, kind: Kind | None = None) -> Subject:
         return _installed(text, kind)
     if not colon:
         place, attribute = text, DEFAULT_ATTRIBUTE
-    module = _module_in_file(Path(place)) if place.endswith(".py") else _module_named(place)
-    found = _attribute_of(module, attribute, place)
+    module = module_in_file(Path(place)) if place.endswith(".py") else module_named(place)
+    found = attribute_of(module, attribute, place)
     if isinstance(found, type) and issubclass(found, IngressDispatch):
         try:
             found = found()
@@ -114,7 +114,7 @@ def find_subject(text: str, kind: Kind | None = None) -> Subject:
             raise _unusable(f"{text} cannot be made", f"{type(exc).__name__}: {exc}", "name an instance of it") from exc
     if isinstance(found, IngressDispatch):
         return Subject("shape", text, found)
-    return Subject("engine", text, _checked(found, text).engine)
+    return Subject("engine", text, checked(found, text).engine)
 
 
 def _installed(name: str, kind: Kind | None) -> Subject:

@@ -45,7 +45,7 @@ def resolve_target(text: str) -> Target:
     Raises:
         CommandError: with exit code 3 and the next thing to type.
     """
-    return _checked(*_find(text))
+    return checked(*_find(text))
 
 
 def resolve_asyncio_targets(texts: Sequence[str]) -> list[Target]:
@@ -61,7 +61,7 @@ def resolve_asyncio_targets(texts: Sequence[str]) -> list[Target]:
         raise _failure("--asyncio cannot be used", str(exc), "ingress plugins") from exc
     except StartupError as exc:
         raise startup_error(exc) from exc
-    return [_checked(engine, f"{label} (asyncio)") for engine, (_, label) in zip(engines, found, strict=True)]
+    return [checked(engine, f"{label} (asyncio)") for engine, (_, label) in zip(engines, found, strict=True)]
 
 
 def _find(text: str) -> tuple[Any, str]:
@@ -70,9 +70,9 @@ def _find(text: str) -> tuple[Any, str]:
     if not colon:
         place, attribute = text, DEFAULT_ATTRIBUTE
     if place.endswith(".py"):
-        return _attribute_of(_module_in_file(Path(place)), attribute, place), f"{Path(place).name}:{attribute}"
+        return attribute_of(module_in_file(Path(place)), attribute, place), f"{Path(place).name}:{attribute}"
     if colon:
-        return _attribute_of(_module_named(place), attribute, place), text
+        return attribute_of(module_named(place), attribute, place), text
     return _plug_in(text)
 
 
@@ -95,7 +95,7 @@ def _plug_in(name: str) -> tuple[Any, str]:
     return engine, f"{name} ({origin})"
 
 
-def _module_named(name: str) -> ModuleType:
+def module_named(name: str) -> ModuleType:
     # As `python -m` does: what stands in the current directory can be imported.
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
@@ -115,7 +115,7 @@ def _module_named(name: str) -> ModuleType:
         raise _import_failure(name, exc) from exc
 
 
-def _module_in_file(path: Path) -> ModuleType:
+def module_in_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise _failure(f"there is no file {path}", f"looked in {Path.cwd()}", "the path of a Python file, then :attr")
     # As `python file.py` does: its neighbours can be imported.
@@ -152,7 +152,7 @@ def _is_machinery(filename: str) -> bool:
     return filename.startswith("<frozen") or filename in (__file__, importlib.__file__)
 
 
-def _attribute_of(module: ModuleType, attribute: str, place: str) -> Any:
+def attribute_of(module: ModuleType, attribute: str, place: str) -> Any:
     found: Any = module
     for name in attribute.split("."):
         if not hasattr(found, name):
@@ -168,7 +168,7 @@ def _attribute_of(module: ModuleType, attribute: str, place: str) -> Any:
     return found
 
 
-def _checked(engine: Any, label: str) -> Target:
+def checked(engine: Any, label: str) -> Target:
     try:
         if isinstance(engine, type) and issubclass(engine, Engine):
             engine = engine()
