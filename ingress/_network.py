@@ -18,22 +18,8 @@ import trio
 
 from ._forks import hide_from_children, leave_child
 from ._hosts import is_literal
+from ._socket_options import bytes_untaken, set_keepalive
 from .errors import StartupError
-
-try:
-    import fcntl
-    import termios
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-    _SEND_QUEUE = 0
-else:
-    _SEND_QUEUE = termios.TIOCOUTQ
-
-# A silent peer on a dead link is noticed after 60 + 4 * 15 seconds.
-KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 60, 15, 4
-
-# Milliseconds that the kernel can be told, 25 days; whoever has more patience has as much.
-_MAX_USER_TIMEOUT = 2**31 - 1
 
 # Unacknowledged bytes on a dead link are given up after this long. The kernel takes a peer that reads nothing for dead
 # as well, so that it must be more than any write-stall limit, which comes first and is counted.
@@ -104,12 +90,7 @@ class TcpStream(trio.abc.HalfCloseableStream):
     @property
     def untaken(self) -> int | None:
         """Bytes that were sent and that the peer's system has not taken yet; None where this system does not tell."""
-        if fcntl is None or self._raw.fileno() < 0:
-            return None
-        try:
-            return int.from_bytes(fcntl.ioctl(self._raw, _SEND_QUEUE, bytes(4)), sys.byteorder)
-        except OSError:
-            return None
+        return bytes_untaken(self._raw)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         self._check_open()
@@ -229,7 +210,7 @@ class TcpListener(trio.abc.Listener[trio.abc.Stream]):
             if exc.errno == errno.EBADF:
                 raise trio.ClosedResourceError from exc
             raise
-        _set_keepalive(raw, self._user_timeout)
+        set_keepalive(raw, self._user_timeout)
         return TcpStream(raw)
 
     async def aclose(self) -> None:
@@ -315,7 +296,7 @@ class TcpNetwork:
         try:
             if raw.gettimeout() != 0:
                 raw.setblocking(False)
-            _set_keepalive(raw, self._user_timeout)
+            set_keepalive(raw, self._user_timeout)
             code = raw.connect_ex((host, port))
             if code in _CONNECTING:
                 # On the same machine it has been accepted by now: asking again is cheaper than being woken.
@@ -354,15 +335,3 @@ async def close_now(stream: trio.abc.Stream) -> None:
             await stream.aclose()
         else:
             await trio.aclose_forcefully(stream)
-
-
-def _set_keepalive(raw: socket.socket, user_timeout: float) -> None:
-    with contextlib.suppress(OSError):  # an option the system lacks is no reason to refuse a connection
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if sys.platform == "linux":
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
-            raw.setsockopt(
-                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(round(user_timeout * 1000), _MAX_USER_TIMEOUT)
-            )
