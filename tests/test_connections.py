@@ -12,8 +12,9 @@ from trio.testing import MockClock
 
 from ingress._shares import share_of_peer
 from ingress._tallies import Tallies
-from ingress.planes._connection import LEAST_SENT, MAX_SILENCE, Connection, Silent
+from ingress.planes._connection import Connection
 from ingress.planes._connections import Connections
+from ingress.planes._silent import LEAST_SENT, MAX_SILENCE, Silent
 
 
 def make(most: int, of_peer: int | None = None) -> Connections:

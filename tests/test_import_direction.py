@@ -29,6 +29,7 @@ TABLE: tuple[tuple[str, ...], ...] = (
         "_per_run",
         "_shares",
         "_signals",
+        "_socket_options",
         "_version",
     ),
     (

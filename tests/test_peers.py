@@ -14,9 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from ingress._network import TcpNetwork, TcpStream
 from ingress._tallies import Tallies
 from ingress.planes import _peers
-from ingress.planes._connection import BEGUN, HELD, MAX_SILENCE, RESTS, Connection
+from ingress.planes._connection import BEGUN, HELD, RESTS, Connection
 from ingress.planes._connections import Connections
 from ingress.planes._peers import FAR_MORE, LOOKS, MOST_LOOKS, SLOW, USED, VASTLY_MORE, Peers
+from ingress.planes._silent import MAX_SILENCE
 
 from .bench.opcodes import counted_opcodes
 

@@ -105,6 +105,22 @@ async def test_f15_one_that_is_used_stays_and_one_that_rests_goes(autojump_clock
         assert await read_acks(used, 1) == [""]
 
 
+async def test_f15_refused_requests_are_no_use(autojump_clock: MockClock) -> None:
+    """With one that was taken, and a refused one each 4 s, all others had been kept out for as long as that went on."""
+    async with crowded_plane(8) as crowded:
+        crowded.served.receiver.answers |= {"nope": "Server unavailable: nope", "full": "Server overloaded: full"}
+        kept, *idle = [await crowded.connect_and_call("10.0.0.1") for _ in range(8)]
+        for number in range(3):
+            await trio.sleep(4)
+            for at, stream in enumerate((kept, *idle[number:])):
+                await stream.send_all(frame("nope" if at else "full"))  # to find no room is no fault
+                assert await read_acks(stream, 1) != [""]
+            await crowded.connect_and_call(f"10.0.1.{number}")
+            assert await is_closed(idle[number])
+        await kept.send_all(frame())
+        assert await read_acks(kept, 1) == [""]
+
+
 @pytest.mark.parametrize("data", [b"", b"\0", SMALL_PART, LARGE_PART])
 async def test_f13_f15_connections_that_never_send_a_request_keep_nobody_out_not_even_at_first(
     data: bytes, autojump_clock: MockClock

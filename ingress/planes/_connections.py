@@ -12,8 +12,9 @@ from collections.abc import Callable
 import trio
 
 from .._tallies import Tallies
-from ._connection import Connection, Peer, Silent
-from ._peers import Peers
+from ._connection import Connection
+from ._peers import Peer, Peers
+from ._silent import Silent
 
 
 class Connections:

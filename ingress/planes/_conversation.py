@@ -130,10 +130,8 @@ class _Conversation:
                 return
             connection.phase = HELD
             acks, refusal, has_more = self._push_some(most)
-            if not connection.was_taken and decoder.frames:
-                if not connection.is_proven:
-                    self._shared.connections.prove(connection)
-                connection.was_taken = len(acks) > 0 and not any(acks)
+            if not connection.is_proven and decoder.frames:
+                self._shared.connections.prove(connection)
             while has_more:
                 is_welcome = not any(acks)  # nothing but zeros is the ack of a request that is taken
                 if not await self._send_acks(acks):
@@ -213,13 +211,18 @@ class _Conversation:
 
         A function of its own, so that the last frame goes with its locals: a connection may rest for ever.
         """
-        decoder, receive, turns = self._decoder, self._receive, self._shared.turns
+        connection, decoder, receive, turns = self._connection, self._decoder, self._receive, self._shared.turns
         acks = bytearray()
         left = turns.left
         last = left - most
         try:
             for frame in decoder:
-                acks += encode_ack(receive(Push(_path_of(frame), frame.payload, frame.headers, self._peer_host)))
+                text = receive(Push(_path_of(frame), frame.payload, frame.headers, self._peer_host))
+                acks += encode_ack(text)
+                if not text:
+                    connection.was_taken = True
+                elif not text.startswith(OVERLOADED_PREFIX):  # which is no fault of the caller's
+                    connection.was_taken = False
                 left -= 1
                 if len(frame.payload) >= _COUNTED_SIZE:
                     left -= min(len(frame.payload), MAX_CONTROL_MESSAGE) // _COUNTED_SIZE

@@ -13,7 +13,8 @@ from collections import OrderedDict
 import trio
 
 from .._shares import caller_of
-from ._connection import BEGUN, HELD, Connection, Peer
+from ._connection import BEGUN, HELD, Connection
+from ._silent import Silent
 
 # An address gives way to one that would have less than half of what it has: who comes takes no more than it leaves.
 FAR_MORE = 2
@@ -33,7 +34,19 @@ SLOW = 5.0
 LOOKS, MOST_LOOKS = 32, 128
 
 # What is given up first; of each kind that whose second figure is the least.
-_NEVER_TAKEN, _RESTING, _UNFINISHED, _UPLOAD = range(4)
+_USELESS, _RESTING, _UNFINISHED, _UPLOAD = range(4)
+
+
+class Peer:
+    """What one address has open."""
+
+    __slots__ = ("address", "open", "silent")
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.open = 0
+        self.silent = Silent()
+        """Those that have not sent a whole request yet."""
 
 
 class Peers:
@@ -83,7 +96,7 @@ class Peers:
             self._in_turn.move_to_end(connection)
             if (rank := _rank_of(connection, wanted, now)) is not None:
                 ranked.append((rank, look, connection))
-                is_found = is_found or rank[0] == _NEVER_TAKEN
+                is_found = is_found or rank[0] == _USELESS
         ranked.sort()
         return next((connection for _, _, connection in ranked if not _has_unread(connection.stream)), None)
 
@@ -95,7 +108,7 @@ def _rank_of(connection: Connection, wanted: int, now: float) -> tuple[int, floa
     if has <= FAR_MORE * wanted or phase == HELD:
         return None
     if not (connection.was_taken or connection.incomplete_bytes):
-        return _NEVER_TAKEN, connection.opened_at
+        return _USELESS, connection.opened_at
     if phase != BEGUN:
         return (_RESTING, connection.begun_at) if now - connection.begun_at >= USED else None
     if has < VASTLY_MORE * wanted or (connection.was_taken and now - connection.begun_at < SLOW):
