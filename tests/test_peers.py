@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from ingress._network import TcpNetwork, TcpStream
 from ingress._tallies import Tallies
 from ingress.planes import _peers
-from ingress.planes._connection import BEGUN, HELD, RESTS, Connection
+from ingress.planes._connection import BEGUN, HELD, NEVER, RESTS, Connection
 from ingress.planes._connections import Connections
 from ingress.planes._peers import FAR_MORE, LOOKS, MOST_LOOKS, SLOW, USED, VASTLY_MORE, Peers
 from ingress.planes._silent import MAX_SILENCE
@@ -39,7 +39,7 @@ class Crowd:
             connection.begun_at = self.now - USED if phase == RESTS else self.now
             if was_taken:
                 self.connections.prove(connection)
-                connection.was_taken = True
+                connection.taken_at = connection.begun_at
             opened.append(connection)
         return opened
 
@@ -106,7 +106,7 @@ def test_f15_of_many_the_least_recently_used_of_those_that_are_looked_at_goes() 
     given_up = [crowd.displaced_by(f"b{i}") for i in range(4)]
     assert given_up == opened[MOST_LOOKS - 1 :: MOST_LOOKS]  # each time others were looked at
     for each in opened:
-        each.was_taken = False
+        each.taken_at = NEVER
     given_up = [crowd.displaced_by(f"c{i}") for i in range(2)]
     assert given_up == opened[:1] + opened[LOOKS : LOOKS + 1]
 
@@ -174,7 +174,7 @@ def test_f15_one_of_which_no_request_was_ever_taken_goes_first_the_eldest_of_the
     for each in resting:
         each.begun_at = -100.0
     for each in junk:  # whole frames, but refused
-        each.was_taken = False
+        each.taken_at = NEVER
     young[1].opened_at, junk[0].opened_at, young[2].opened_at = -9.0, -8.0, -7.0
     assert [crowd.displaced_by(peer) for peer in ("b", "c", "d")] == [young[1], junk[0], young[2]]
     assert crowd.now - young[1].opened_at < MAX_SILENCE
@@ -307,18 +307,19 @@ class PeerBook(RuleBasedStateMachine):
     def may_go(self, connection: Connection, has: int, wanted: int) -> bool:
         if connection.peer_host is None or connection.phase == HELD or has <= FAR_MORE * wanted:
             return False
-        if not (connection.was_taken or connection.incomplete_bytes):
+        was_taken = connection.taken_at > NEVER
+        if not (was_taken or connection.incomplete_bytes):
             return True
         if connection.phase == RESTS:
             return self.crowd.now - connection.begun_at >= USED
-        is_slow = not connection.was_taken or self.crowd.now - connection.begun_at >= SLOW
+        is_slow = not was_taken or self.crowd.now - connection.begun_at >= SLOW
         return is_slow and has >= VASTLY_MORE * wanted
 
     @rule(at=st.integers(0, MOST - 1), was_taken=st.booleans())
     def prove(self, at: int, was_taken: bool) -> None:
         if at < len(self.open):
             self.crowd.connections.prove(self.open[at])
-            self.open[at].was_taken = was_taken
+            self.open[at].taken_at = self.crowd.now if was_taken else NEVER
 
     @rule(first=st.integers(0, MOST - 1), phase=st.sampled_from([RESTS, BEGUN, HELD]), incomplete=st.integers(0, 1))
     def go_on(self, first: int, phase: int, incomplete: int) -> None:

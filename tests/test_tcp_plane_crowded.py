@@ -12,6 +12,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from ingress.planes._peers import USED
 from ingress.planes._turns import FRAMES_A_TURN, Turns
 from ingress.testing import MemoryNetwork
 from ingress.testing._memory import StreamPair
@@ -105,20 +106,36 @@ async def test_f15_one_that_is_used_stays_and_one_that_rests_goes(autojump_clock
         assert await read_acks(used, 1) == [""]
 
 
-async def test_f15_refused_requests_are_no_use(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("refusal", ["Server unavailable: nope", "Server overloaded: full"])
+async def test_f15_refused_requests_are_no_use(refusal: str, autojump_clock: MockClock) -> None:
     """With one that was taken, and a refused one each 4 s, all others had been kept out for as long as that went on."""
     async with crowded_plane(8) as crowded:
-        crowded.served.receiver.answers |= {"nope": "Server unavailable: nope", "full": "Server overloaded: full"}
+        crowded.served.receiver.answers["no"] = refusal
         kept, *idle = [await crowded.connect_and_call("10.0.0.1") for _ in range(8)]
-        for number in range(3):
+        for number in range(5):
             await trio.sleep(4)
-            for at, stream in enumerate((kept, *idle[number:])):
-                await stream.send_all(frame("nope" if at else "full"))  # to find no room is no fault
-                assert await read_acks(stream, 1) != [""]
-            await crowded.connect_and_call(f"10.0.1.{number}")
-            assert await is_closed(idle[number])
+            for stream in (kept, *idle[max(number - 1, 0) :]):
+                await stream.send_all(frame("p" if stream is kept else "no"))
+                assert await read_acks(stream, 1) == ["" if stream is kept else refusal]
+            if number:
+                await crowded.connect_and_call(f"10.0.1.{number}")
+                assert await is_closed(idle[number - 1])
         await kept.send_all(frame())
         assert await read_acks(kept, 1) == [""]
+
+
+async def test_f15_to_find_no_room_for_a_while_is_no_fault(autojump_clock: MockClock) -> None:
+    async with crowded_plane(4) as crowded:
+        crowded.served.receiver.answers["full"] = "Server overloaded: full"
+        used = [await crowded.connect_and_call("10.0.0.1") for _ in range(4)]
+        await trio.sleep(USED - 1)
+        for stream in used:
+            await stream.send_all(frame("full"))
+            assert await read_acks(stream, 1) == ["Server overloaded: full"]
+        assert await is_closed(await crowded.connect("10.0.0.2"))
+        for stream in used:
+            await stream.send_all(frame())
+            assert await read_acks(stream, 1) == [""]
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", SMALL_PART, LARGE_PART])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 BEGUN: Final = 0  # its handshake or a request has begun to come, or waits for its turn
 HELD: Final = 1  # a request is being handed over, or acked
 RESTS: Final = 2  # it waits for the next request
+
+NEVER: Final = -math.inf
 
 
 class Connection:
@@ -29,7 +32,7 @@ class Connection:
         "peer_host",
         "phase",
         "stream",
-        "was_taken",
+        "taken_at",
     )
 
     def __init__(self, stream: trio.abc.Stream, peer_host: str | None, opened_at: float) -> None:
@@ -43,8 +46,9 @@ class Connection:
         self.is_open = True
         self.is_proven = False
         """True once it has sent a whole request."""
-        self.was_taken = False
-        """True where its last request was taken, or found no room: whoever sends junk is missed by nobody."""
+        self.taken_at = NEVER
+        """When the last request began that was taken; NEVER again after one that was refused as junk, or found no room
+        long after."""
         self.incomplete_bytes = 0
         """Bytes of a large request that it has not sent whole yet; :class:`IncompleteFrames` keeps them."""
         self.gave_way = ""

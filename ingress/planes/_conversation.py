@@ -30,9 +30,10 @@ from ..wire.request_frame import (
     encode_ack,
 )
 from ..wire.two_part import PREFIX
-from ._connection import BEGUN, HELD, RESTS, Connection
+from ._connection import BEGUN, HELD, NEVER, RESTS, Connection
 from ._connections import Connections
 from ._incomplete import LARGE_FRAME, IncompleteFrames
+from ._peers import USED
 from ._turns import FRAMES_A_TURN, Turns
 
 logger = logging.getLogger("ingress.planes.tcp")
@@ -220,9 +221,9 @@ class _Conversation:
                 text = receive(Push(_path_of(frame), frame.payload, frame.headers, self._peer_host))
                 acks += encode_ack(text)
                 if not text:
-                    connection.was_taken = True
-                elif not text.startswith(OVERLOADED_PREFIX):  # which is no fault of the caller's
-                    connection.was_taken = False
+                    connection.taken_at = connection.begun_at
+                elif not text.startswith(OVERLOADED_PREFIX) or connection.begun_at - connection.taken_at >= USED:
+                    connection.taken_at = NEVER  # to find no room is no fault of its caller's, for a while
                 left -= 1
                 if len(frame.payload) >= _COUNTED_SIZE:
                     left -= min(len(frame.payload), MAX_CONTROL_MESSAGE) // _COUNTED_SIZE

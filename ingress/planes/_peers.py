@@ -13,7 +13,7 @@ from collections import OrderedDict
 import trio
 
 from .._shares import caller_of
-from ._connection import BEGUN, HELD, Connection
+from ._connection import BEGUN, HELD, NEVER, Connection
 from ._silent import Silent
 
 # An address gives way to one that would have less than half of what it has: who comes takes no more than it leaves.
@@ -107,11 +107,12 @@ def _rank_of(connection: Connection, wanted: int, now: float) -> tuple[int, floa
     phase = connection.phase
     if has <= FAR_MORE * wanted or phase == HELD:
         return None
-    if not (connection.was_taken or connection.incomplete_bytes):
+    was_taken = connection.taken_at != NEVER
+    if not (was_taken or connection.incomplete_bytes):
         return _USELESS, connection.opened_at
     if phase != BEGUN:
         return (_RESTING, connection.begun_at) if now - connection.begun_at >= USED else None
-    if has < VASTLY_MORE * wanted or (connection.was_taken and now - connection.begun_at < SLOW):
+    if has < VASTLY_MORE * wanted or (was_taken and now - connection.begun_at < SLOW):
         return None
     if connection.incomplete_bytes:  # the slowest, not the eldest: that may be the largest
         return _UPLOAD, connection.incomplete_bytes / (now - connection.begun_at + 1)
