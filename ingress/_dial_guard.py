@@ -1,6 +1,7 @@
 """What a message may make this worker dial: its connection info checked, its address against the policy.
 
-Pure but for names, which are looked up only where the operator asked for it. Source: docs/wire.md §3.
+Sends no packet but to look names up, where the operator asked for that; asks the system which addresses are its own.
+Source: docs/wire.md §3.
 """
 
 from __future__ import annotations

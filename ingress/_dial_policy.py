@@ -124,7 +124,10 @@ def _check_not_own(address: SocketAddress, ip: IpAddress, own_addresses: Collect
 
 def _check_peer(address: SocketAddress, ip: IpAddress, peer_host: str | None) -> None:
     if peer_host is None:
-        raise DialBackRefused("dial policy peer needs a request plane that knows its peers; use cidr", reason="policy")
+        raise DialBackRefused(
+            "dial policy peer allows no caller without an address: it has left, or its request plane knows none",
+            reason="policy",
+        )
     literal = ipaddress.ip_address(peer_host.partition("%")[0])
     if address.ip == literal:  # back where it came from: what is inside of the address came along
         return

@@ -51,7 +51,8 @@ async def close_engine(chunks: types.AsyncGeneratorType[Any, None]) -> BaseExcep
         # A nursery that was open across a yield wraps the GeneratorExit of aclose in a group.
         error: BaseException | None = exc
         if is_a(exc, BaseExceptionGroup) and any(is_a(each, GeneratorExit) for each in leaves_of(exc)):
-            error = exc.split(GeneratorExit)[1]
+            rest = [each for each in leaves_of(exc) if not is_a(each, GeneratorExit)]
+            error = BaseExceptionGroup("engine's cleanup", rest) if rest else None
         if error is not None and is_cancellation(error):
             raise
         return error

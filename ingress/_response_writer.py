@@ -177,7 +177,7 @@ class ResponseWriter:
                 self._wake()
         except trio.TooSlowError:
             self.meter.record_stall()
-            self._fail(TimeoutError(f"caller took no byte for {self._stall_timeout:g} s"))
+            self._fail(TimeoutError(f"caller took next to nothing for {self._stall_timeout:g} s"))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             self._fail(exc)
         except Exception as exc:  # a bug, of a third party's stream perhaps: what it has lost must not look sent

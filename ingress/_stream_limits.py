@@ -13,7 +13,7 @@ DEFAULT_CONNECT_TIMEOUT = 5.0
 # What the caller has to take our handshake on a request stream, on which nothing else is written.
 DEFAULT_HANDSHAKE_TIMEOUT = 5.0
 
-# A peer that takes no byte for this long is given up.
+# A peer that takes next to nothing for this long is given up.
 DEFAULT_WRITE_STALL_TIMEOUT = 60.0
 
 # Released workers wait as long for the caller to close first (docs/wire.md §4).

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 # "silent" made room for another, having sent no request for a while, and "displaced" for one of an address that had far
-# fewer; "peer" and "limit" found none.
+# fewer; "peer" and "limit" found none; of "tls" the handshake failed.
 CONNECTION_REFUSALS = ("limit", "peer", "silent", "displaced", "tls")
 FRAME_REFUSALS = ("too_large", "path", "deadline", "overloaded")
 DIAL_DENIALS = ("unreadable", "policy", "reserved", "denied", "failing")
@@ -45,7 +45,7 @@ class Tallies:
             ),
             "ingress_dial_denied_total": ("Dial-back addresses refused without a packet", "reason", self.dial_denied),
             "ingress_slow_peer_closed_total": (
-                "Peers given up because they took no byte for too long",
+                "Peers given up because they took next to nothing for too long",
                 "side",
                 self.slow_peer_closed,
             ),

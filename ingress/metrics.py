@@ -224,7 +224,7 @@ class WorkHandlerMetrics:
         return SlowReaderTimer(self)
 
     def record_stall(self) -> None:
-        """Count a caller that was given up because it took no byte for too long."""
+        """Count a caller that was given up because it took next to nothing for too long."""
         self._tallies.slow_peer_closed["response"] += 1
 
 

@@ -250,6 +250,26 @@ def test_d03_the_workers_own_ports_are_not_dialled_where_the_system_tells_nothin
     assert is_allowed(DialPolicy(), f"{PEER}:7001", PEER, [(own, 7000)])
 
 
+@pytest.mark.parametrize("own", ["0.0.0.0", "::"])
+def test_d03_nor_where_it_refuses_to_bind_at_all(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_kind_of_route", refuse)
+    monkeypatch.setattr(module, "_bind", lambda ip: errno.EACCES)
+    assert not is_allowed(DialPolicy(), f"{PEER}:7000", PEER, [(own, 7000)])
+    assert is_allowed(DialPolicy(), f"{PEER}:7001", PEER, [(own, 7000)])
+
+
+def test_d03_a_listener_of_our_own_that_opens_counts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_dial_guard, "present_second", lambda: 0)
+    own = list[tuple[str, int]]()
+    guard = DialGuard(DialPolicy(), own)
+    info = {"address": f"{PEER}:7000", "subject": "s", "context": "id", "stream_type": "response"}
+    stream = StreamAddress("tcp_server", json.dumps(info))
+    guard.check(PEER, "id", stream, "response")
+    own.append((PEER, 7000))
+    with pytest.raises(DialBackRefused, match="this worker's own"):
+        guard.check(PEER, "id", stream, "response")
+
+
 @pytest.mark.parametrize("denied", ["::ffff:10.0.0.0/104", "10.0.0.0/8"])
 @pytest.mark.parametrize("address", ["10.7.0.1:5000", "[::ffff:10.7.0.1]:5000"])
 def test_networks_of_mapped_addresses_are_those_of_ipv4(denied: str, address: str) -> None:

@@ -16,7 +16,7 @@ from ingress._tallies import Tallies
 from ingress.planes import _peers
 from ingress.planes._connection import BEGUN, HELD, NEVER, RESTS, Connection
 from ingress.planes._connections import Connections
-from ingress.planes._peers import FAR_MORE, LOOKS, MOST_LOOKS, SLOW, USED, VASTLY_MORE, Peers
+from ingress.planes._peers import FAR_MORE, LOOKS, MOST_LOOKS, POOL, USED, VASTLY_MORE, Peers
 from ingress.planes._silent import MAX_SILENCE
 
 from .bench.opcodes import counted_opcodes
@@ -136,6 +136,20 @@ def test_f15_one_that_was_used_a_moment_ago_is_in_use() -> None:
     assert crowd.displaced_by("b") is not None
 
 
+@pytest.mark.parametrize("phase", [RESTS, BEGUN])
+def test_f15_what_is_in_use_goes_last_and_only_where_an_address_has_more_than_a_pool(phase: int) -> None:
+    """A request every 4.5 s on each of 8,400 connections of two addresses, and 53 of 59 newcomers found no room."""
+    crowd = Crowd(POOL + 22)
+    in_use = crowd.open("a", POOL + 2, phase=phase)
+    rests, pool = crowd.open("a", 2), crowd.open("b", 18)
+    crowd.now += 100.0
+    for at, each in enumerate([*in_use, *pool]):
+        each.begun_at = crowd.now - USED / (at + 2)
+    for at, each in enumerate(rests):
+        each.begun_at = crowd.now - USED - at
+    assert [crowd.displaced_by(f"c{at}") for at in range(5)] == [*rests[::-1], *in_use[:2], None]
+
+
 @pytest.mark.parametrize("is_wrapped", [False, True])
 async def test_f15_a_connection_whose_bytes_wait_is_not_taken_and_one_that_has_ended_is(is_wrapped: bool) -> None:
     class Wrapped:
@@ -168,6 +182,33 @@ async def test_f15_a_connection_whose_bytes_wait_is_not_taken_and_one_that_has_e
             assert not getattr(stream, "has_unread", False)
 
 
+@pytest.mark.parametrize(
+    ("phase", "is_proven", "taken_at", "is_given_up"),
+    [(BEGUN, True, NEVER, True), (RESTS, True, NEVER, False), (BEGUN, False, NEVER, False), (BEGUN, True, 0.0, False)],
+)
+async def test_f15_more_junk_that_waits_to_be_read_is_no_request(
+    phase: int, is_proven: bool, taken_at: float, is_given_up: bool
+) -> None:
+    """Of junk by the megabyte each connection had kept its place until all of it was read."""
+    network, crowd = TcpNetwork(), Crowd(1)
+    async with (
+        await network.open_listener("127.0.0.1", 0) as listener,
+        await network.connect(*listener.address) as caller,
+        await listener.accept() as stream,
+    ):
+        connection, _ = crowd.enter("a", stream)
+        assert connection is not None and connection.peer is not None and isinstance(stream, TcpStream)
+        if is_proven:
+            crowd.connections.prove(connection)
+        connection.phase, connection.taken_at, connection.peer.open = phase, taken_at, 100
+        await caller.send_all(b"x")
+        with trio.fail_after(5):
+            while not stream.has_unread:
+                await trio.sleep(0.001)
+        crowd.now += USED
+        assert crowd.displaced_by("b") is (connection if is_given_up else None)
+
+
 def test_f15_one_of_which_no_request_was_ever_taken_goes_first_the_eldest_of_them() -> None:
     crowd = Crowd(8)
     resting, young, junk = crowd.open("a", 3), crowd.open("a", 3, phase=BEGUN, was_taken=False), crowd.open("a", 2)
@@ -189,7 +230,7 @@ def test_f13_f15_an_unfinished_request_is_given_up_only_by_an_address_that_has_v
     for each in crowd.open("a", most, phase=BEGUN):
         each.incomplete_bytes = incomplete
         each.begun_at = crowd.now
-    crowd.now += SLOW - 0.1
+    crowd.now += USED - 0.1
     assert crowd.displaced_by("b") is None
     crowd.now += 0.2
     assert (crowd.displaced_by("b") is not None) is is_taken
@@ -203,11 +244,11 @@ def test_f03_f15_a_large_request_is_given_up_last_and_the_slowest_first() -> Non
     for at, each in enumerate(large):
         each.incomplete_bytes, each.begun_at = 1_000_000, 50.0 + at
     large[5].incomplete_bytes, large[7].incomplete_bytes = 900_000, 2_000_000
-    large[7].begun_at = 0.0
-    assert [crowd.displaced_by(f"b{at}") for at in range(4)] == [*small, large[5], large[0]]
+    large[7].begun_at, large[17].begun_at, large[17].incomplete_bytes = 0.0, 94.0, 120_000
+    assert [crowd.displaced_by(f"b{at}") for at in range(5)] == [*small, large[17], large[5], large[0]]
 
 
-def test_f11_f15_a_connection_whose_request_is_handed_over_or_acked_is_never_taken() -> None:
+def test_f11_f15_a_connection_whose_request_is_handed_over_is_never_taken() -> None:
     crowd = Crowd(100)
     crowd.open("a", 50, phase=HELD)
     crowd.open("a", 50, phase=HELD, was_taken=False)
@@ -250,7 +291,8 @@ def test_f15_each_that_comes_costs_a_few_looks_however_many_are_open(
         looks.clear()
         crowd.displaced_by(f"b{at}")
         assert len(looks) <= MOST_LOOKS
-    assert crowd.tallies.connections_refused["displaced"] == (4000 if phase == RESTS else 0)
+    is_given_up = phase == RESTS or (phase == BEGUN and addresses < 1000)  # who has eight has few
+    assert crowd.tallies.connections_refused["displaced"] == (4000 if is_given_up else 0)
 
 
 def test_f15_a_newcomer_takes_as_many_steps_beside_eight_thousand_as_beside_eighty() -> None:
@@ -310,10 +352,10 @@ class PeerBook(RuleBasedStateMachine):
         was_taken = connection.taken_at > NEVER
         if not (was_taken or connection.incomplete_bytes):
             return True
-        if connection.phase == RESTS:
-            return self.crowd.now - connection.begun_at >= USED
-        is_slow = not was_taken or self.crowd.now - connection.begun_at >= SLOW
-        return is_slow and has >= VASTLY_MORE * wanted
+        has_vastly_more = has >= VASTLY_MORE * wanted
+        if was_taken and self.crowd.now - connection.begun_at < USED:
+            return has_vastly_more and has > POOL
+        return connection.phase == RESTS or has_vastly_more
 
     @rule(at=st.integers(0, MOST - 1), was_taken=st.booleans())
     def prove(self, at: int, was_taken: bool) -> None:

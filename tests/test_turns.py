@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from ingress._fair_line import working_for
 from ingress.planes._turns import FRAMES_A_PASS, FRAMES_A_TURN, Turns
 
 from .passes import counted_passes
@@ -132,6 +133,57 @@ async def test_f18_who_has_just_read_goes_first_then_who_sends_a_great_many_and_
         nursery.start_soon(turns.serve)
         await wait_all_tasks_blocked()
         assert ended_in["readers"] < ended_in["bulk"] < ended_in["refused"]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda turns: turns.wait(is_bulk=False),
+        lambda turns: turns.wait(is_bulk=True),
+        lambda turns: turns.go_on(is_welcome=False),
+    ],
+)
+async def test_f18_addresses_take_turns_on_however_many_connections_they_wait(
+    wait: Callable[[Turns], Awaitable[int]],
+) -> None:
+    """Behind 6,100 connections of one address all others had waited for 3 to 5 s."""
+    went = list[str]()
+
+    async def stand(address: str) -> None:
+        working_for.set(address)
+        turns.left -= await wait(turns)
+        went.append(address)
+
+    turns = Turns()
+    async with trio.open_nursery() as nursery:
+        turns.left = 0
+        for address, count in (("10.0.0.1", CROWD), ("10.0.0.2", 3), ("10.0.0.3", 1)):
+            for _ in range(count):
+                nursery.start_soon(stand, address)
+            await wait_all_tasks_blocked()
+        nursery.start_soon(turns.serve)
+        await wait_all_tasks_blocked()
+        assert len(went) == CROWD + 4
+        assert set(went[FRAMES_A_PASS:]) == {"10.0.0.1"}
+        nursery.cancel_scope.cancel()
+
+
+async def test_who_leaves_its_line_takes_no_turn() -> None:
+    async def stand() -> None:
+        turns.left -= await turns.wait(is_bulk=False)
+
+    turns = Turns()
+    async with trio.open_nursery() as nursery:
+        turns.left = 0
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as leaving:
+                for _ in range(CROWD):
+                    leaving.start_soon(stand)
+                await wait_all_tasks_blocked()
+                scope.cancel()
+        nursery.start_soon(turns.serve)
+        assert await turns.wait(is_bulk=False) == FRAMES_A_TURN  # which it has where it waits alone
         nursery.cancel_scope.cancel()
 
 

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from ._peers import Peer
 
 # What a connection is about.
-BEGUN: Final = 0  # its handshake or a request has begun to come, or waits for its turn
-HELD: Final = 1  # a request is being handed over, or acked
+BEGUN: Final = 0  # its handshake or a request has begun to come, or waits for its turn, or for its acks to be read
+HELD: Final = 1  # a request is being handed over
 RESTS: Final = 2  # it waits for the next request
 
 NEVER: Final = -math.inf

@@ -156,7 +156,7 @@ class _Conversation:
             if acks and not await self._send_acks(acks):
                 return
             if last_ack is not None:
-                connection.phase = BEGUN
+                connection.phase, connection.taken_at = BEGUN, NEVER
                 await _close_after_refusal(self._stream)
                 return
         if not decoder.is_idle:
@@ -285,6 +285,7 @@ class _Conversation:
             if not acks:
                 return True
         shared = self._shared
+        self._connection.phase = BEGUN  # who does not read has this place no longer than others
         with trio.move_on_after(shared.options.ack_write_timeout):
             await self._stream.send_all(bytes(acks))
             return True

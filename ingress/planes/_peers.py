@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-import trio
-
 from .._shares import caller_of
 from ._connection import BEGUN, HELD, NEVER, Connection
 from ._silent import Silent
@@ -22,19 +20,21 @@ FAR_MORE = 2
 # From here on it gives up requests that have not arrived whole: it costs a caller one, and the other one all of them.
 VASTLY_MORE = 8
 
-# One that has been used since is in use.
+# One that has been used since is in use; a request that began before is not in the middle of an ordinary one.
 USED = 5.0
 
-# A request that has begun so long ago is not in the middle of an ordinary one.
-SLOW = 5.0
+# An address with so many gives up what is in use, too, where there is nothing else: a request every few seconds on each
+# of thousands is cheap. What is left to it is a pool, whoever comes.
+POOL = 32
 
-# Of thousands so many are looked at for each that comes, the next ones for the next: until one of these is missed by
-# nobody, but beyond a pool or two of one caller's, which came together. That is 20 to 80 µs, beside some 80 µs for what
-# every connection takes.
+# So many are looked at for each that comes, the next ones for the next. LOOKS at the least, for those that came
+# together may all be of one pool; then until one is useless, MOST_LOOKS at the most. That is 20 to 80 µs, as much as
+# what every connection takes.
 LOOKS, MOST_LOOKS = 32, 128
 
-# What is given up first; of each kind that whose second figure is the least.
-_USELESS, _RESTING, _UNFINISHED, _UPLOAD = range(4)
+# What is given up first, of each kind that whose second figure is the least. Useless is what never sent a request, and
+# what sends junk.
+_USELESS, _RESTING, _UNFINISHED, _UPLOAD, _IN_USE = range(5)
 
 
 class Peer:
@@ -98,27 +98,35 @@ class Peers:
                 ranked.append((rank, look, connection))
                 is_found = is_found or rank[0] == _USELESS
         ranked.sort()
-        return next((connection for _, _, connection in ranked if not _has_unread(connection.stream)), None)
+        return next((connection for _, _, connection in ranked if not _may_have_asked(connection)), None)
 
 
 def _rank_of(connection: Connection, wanted: int, now: float) -> tuple[int, float] | None:
     """Return how much a connection would be missed; None where it does not give way to an address with ``wanted``."""
     has = 0 if connection.peer is None else connection.peer.open
-    phase = connection.phase
+    phase, begun_at, was_taken = connection.phase, connection.begun_at, connection.taken_at != NEVER
     if has <= FAR_MORE * wanted or phase == HELD:
         return None
-    was_taken = connection.taken_at != NEVER
     if not (was_taken or connection.incomplete_bytes):
         return _USELESS, connection.opened_at
+    has_vastly_more = has >= VASTLY_MORE * wanted
+    if was_taken and now - begun_at < USED:
+        return (_IN_USE, begun_at) if has_vastly_more and has > POOL else None
     if phase != BEGUN:
-        return (_RESTING, connection.begun_at) if now - connection.begun_at >= USED else None
-    if has < VASTLY_MORE * wanted or (was_taken and now - connection.begun_at < SLOW):
+        return _RESTING, begun_at
+    if not has_vastly_more:
         return None
     if connection.incomplete_bytes:  # the slowest, not the eldest: that may be the largest
-        return _UPLOAD, connection.incomplete_bytes / (now - connection.begun_at + 1)
-    return _UNFINISHED, connection.begun_at
+        return _UPLOAD, connection.incomplete_bytes / (now - begun_at + 1)
+    return _UNFINISHED, begun_at
 
 
-def _has_unread(stream: trio.abc.Stream) -> bool:
-    """Whether a request may have come that is not read yet; of TLS that is whatever has come."""
+def _may_have_asked(connection: Connection) -> bool:
+    """Whether a request may have come that is not read yet; of TLS that is whatever has come.
+
+    More of what is being refused is none: who sends junk by the megabyte would keep its place until all of it is read.
+    """
+    if connection.is_proven and connection.taken_at == NEVER and connection.phase == BEGUN:
+        return False
+    stream = connection.stream
     return bool(getattr(getattr(stream, "transport", stream), "has_unread", False))

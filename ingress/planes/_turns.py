@@ -5,12 +5,15 @@ pass of the loop takes some ten milliseconds however many connections are floodi
 
 There are three lines. Who has just read something goes first: callers that send a request and wait for its ack stand in
 this one only. After them comes who sends a great many at once, and last who goes on although requests of its last turn
-were refused. So a caller that has fallen behind comes to its end, and a flood keeps its own kind waiting.
+were refused. So a caller that has fallen behind comes to its end, and a flood keeps its own kind waiting. In each line
+the addresses take turns, so that it keeps waiting itself first, on however many connections it stands there.
 """
 
 from __future__ import annotations
 
 import trio
+
+from .._fair_line import FairLot
 
 # Frames that are looked at in one pass of the event loop, 30 to 80 µs each where they are refused.
 FRAMES_A_PASS = 128
@@ -87,10 +90,10 @@ class Turns:
 
 
 class _Line:
-    """Tasks that wait for their turn, first come, first served."""
+    """Tasks that wait for their turn, of which each address has one after the other."""
 
     def __init__(self) -> None:
-        self._waiting = trio.lowlevel.ParkingLot()
+        self._waiting = FairLot()
         self._shares: dict[trio.lowlevel.Task, int] = {}
 
     def __bool__(self) -> bool:
@@ -101,10 +104,12 @@ class _Line:
         return self._shares.pop(trio.lowlevel.current_task())
 
     def let_go(self, frames: int) -> int:
-        """Share so many frames out between those who wait longest; returns how many that took."""
+        """Share so many frames out between those whose turn it is; returns how many that took."""
         if not self._waiting or frames <= 0:
             return 0
         share = max(min(frames // len(self._waiting), FRAMES_A_TURN), 1)
-        let_go = self._waiting.unpark(count=frames // share)
-        self._shares.update(dict.fromkeys(let_go, share))
-        return share * len(let_go)
+        taken = 0
+        while taken + share <= frames and (task := self._waiting.unpark()) is not None:
+            self._shares[task] = share
+            taken += share
+        return taken
