@@ -17,14 +17,14 @@ import json
 import logging
 import re
 import time
-import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import IO, Any
 
 from ._log_repeats import RepeatFilter
+from ._log_tracebacks import format_traceback
 from ._log_writer import LineWriter
-from ._text import printable
+from ._text import named, printable
 
 TRACE = 5
 _OFF = logging.CRITICAL + 10
@@ -44,9 +44,13 @@ MAX_LINE = 1024
 # They repeat themselves for as long as what they talk to is away.
 _REPETITIVE_LIBRARIES = ("opentelemetry", "urllib3")
 
-# Of a traceback its last lines, where the failure is.
+# Of a traceback its first lines, and many more of its last, where the failure is.
 MAX_TRACEBACK_LINES = 40
+_FIRST_LINES = 8
 _MAX_TRACEBACK_WIDTH = 200
+
+# Characters of an exception's text: beside it there is room for where it was raised.
+_MAX_TEXT, _MAX_JSON_TEXT = 2000, 400
 
 _LEVEL_NAMES = {TRACE: "TRACE", logging.WARNING: "WARN", logging.CRITICAL: "ERROR"}
 _LEVEL_COLORS = {"TRACE": "2", "DEBUG": "34", "INFO": "32", "WARN": "33", "ERROR": "31"}
@@ -233,6 +237,15 @@ class TextFormatter(logging.Formatter):
         return "\n".join([line, *(_clipped(f"    {printable(each, MAX_LINE)}") for each in _traceback_of(record))])
 
 
+def _traceback_of(record: logging.LogRecord) -> list[str]:
+    if not record.exc_info or record.exc_info[1] is None:
+        return []
+    lines, _ = format_traceback(record.exc_info[1], _MAX_TEXT)
+    if (left_out := len(lines) - MAX_TRACEBACK_LINES + 1) > 1:
+        lines[_FIRST_LINES : _FIRST_LINES + left_out] = [f"…({left_out} lines)"]
+    return lines
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line, pure ASCII."""
 
@@ -252,8 +265,11 @@ class JsonFormatter(logging.Formatter):
         for key, value in _fields_of(record).items():
             is_plain = isinstance(value, int | float | None) and abs(value or 0) < 1e15
             fields.setdefault(key, value if is_plain else str(value))
-        if trace := _traceback_of(record):
-            fields["exception"] = "\n".join(each[:_MAX_TRACEBACK_WIDTH] for each in trace)
+        if record.exc_info and record.exc_info[1] is not None:
+            lines, text = format_traceback(record.exc_info[1], _MAX_JSON_TEXT)
+            frames = lines[: -len(text)] if lines[-len(text) :] == text else lines
+            fields["traceback"] = "\n".join(line[:_MAX_TRACEBACK_WIDTH] for line in frames[-MAX_TRACEBACK_LINES:])
+            fields["exception"] = "\n".join(text)
         return _fitted(fields)
 
 
@@ -298,17 +314,7 @@ def shown(value: object) -> str:
     if type(value) is int or type(value) is float:
         return str(value)
     text = str(value)
-    if _PLAIN(text):
-        return text
-    text = printable(text)
-    return json.dumps(text, ensure_ascii=False) if not text or any(c == '"' or c.isspace() for c in text) else text
-
-
-def _traceback_of(record: logging.LogRecord) -> list[str]:
-    if not record.exc_info or record.exc_info[1] is None:
-        return []
-    lines = "".join(traceback.format_exception(record.exc_info[1])).rstrip("\n").split("\n")
-    return lines[-MAX_TRACEBACK_LINES:]
+    return text if _PLAIN(text) else named(text)
 
 
 def _clipped(line: str) -> str:
@@ -321,7 +327,7 @@ def _clipped(line: str) -> str:
 def _fitted(fields: dict[str, Any]) -> str:
     """Return the object as a line of at most ``MAX_LINE`` bytes.
 
-    Long texts are cut in their middle, for both ends say something, and exceptions at their head.
+    Long texts are cut in their middle, for both ends say something, and tracebacks at their head.
     """
     for key, value in fields.items():
         if isinstance(value, str) and not value.isascii():
@@ -337,8 +343,8 @@ def _fitted(fields: dict[str, Any]) -> str:
             # Not the whole of it where another one is long, too; and the mark takes some itself.
             least = MAX_LINE // 4 if sizes[key] > MAX_LINE // 2 else 0
             room = max(least, sizes[key] - (len(line) - MAX_LINE) - 24)
-            head = "" if key == "exception" else _beginning(value, room // 2)
-            tail = _beginning(value[::-1], room if key == "exception" else room // 2)[::-1]
+            head = "" if key == "traceback" else _beginning(value, room // 2)
+            tail = _beginning(value[::-1], room if key == "traceback" else room // 2)[::-1]
             fields[key] = f"{head}…{tail}"
         line = json.dumps(fields, separators=(",", ":"))
     return line

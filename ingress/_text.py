@@ -16,11 +16,12 @@ CLIP = 200
 def printable(text: object, limit: int = CLIP) -> str:
     """Return the text with control, bidi and separator characters escaped, clipped with its length named.
 
-    The limit holds for what comes out: one escaped character may be ten long.
+    The limit holds for what comes out, in bytes: one escaped character may be ten long.
     """
     raw = str(text)
     shown = escaped(raw[:limit])
-    return shown if len(raw) <= limit and len(shown) <= limit else f"{shown[:limit]}…({len(raw)} characters)"
+    beginning = _beginning(shown, limit)
+    return shown if len(raw) <= limit and beginning == shown else f"{beginning}…({len(raw)} characters)"
 
 
 def escaped(text: str) -> str:
@@ -39,12 +40,17 @@ def quoted(text: object, limit: int = CLIP) -> str:
 def named(text: object, limit: int = CLIP) -> str:
     """Return what a caller calls something: in quotes unless it is one plain word, so that it shows where it ends."""
     raw = str(text)
-    if len(raw) <= limit and _WORD.fullmatch(raw) and escaped(raw) == raw:
+    if len(raw) <= limit and _WORD.fullmatch(raw) and escaped(raw) == _beginning(raw, limit):
         return raw
     shown = escaped(json.dumps(raw[:limit], ensure_ascii=False))  # by JSON a backslash of theirs is none of ours
-    if len(raw) <= limit and len(shown) <= limit + 2:
+    if len(raw) <= limit and shown == _beginning(shown, limit + 2):
         return shown
-    return f'{shown[:-1][: limit + 1]}…"({len(raw)} characters)'
+    return f'{_beginning(shown[:-1], limit + 1)}…"({len(raw)} characters)'
+
+
+def _beginning(text: str, limit: int) -> str:
+    """Return as much of a text as takes so many bytes."""
+    return text[:limit] if text.isascii() else text.encode()[:limit].decode(errors="ignore")
 
 
 _WORD = re.compile(r"[\w.:/+@%~-]+")
@@ -58,7 +64,11 @@ def _is_harmless(character: str) -> bool:
 _HARMFUL = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp", "Co", "Cn"})
 
 # Letters and marks that show nothing: the fillers of Hangul, an unseen joiner, inherent vowels of Khmer.
-_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
+_BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {
+    chr(code)  # what selects a variant of the character before
+    for first, last in ((0x180B, 0x180F), (0xFE00, 0xFE0F), (0xE0100, 0xE01EF))
+    for code in range(first, last + 1)
+}
 
 
 _MOST_REASONS = 256

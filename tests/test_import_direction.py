@@ -36,6 +36,7 @@ TABLE: tuple[tuple[str, ...], ...] = (
         "_bucket_counts",
         "_heavy_work",
         "_log_repeats",
+        "_log_tracebacks",
         "_log_writer",
         "_memory_watermark",
         "_network",

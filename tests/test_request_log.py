@@ -42,9 +42,9 @@ def lines_of(
 
 def test_a_request_has_two_lines_and_its_id_is_a_field() -> None:
     received, completed = lines_of("r\n1", "cancelled", "stop", None)
-    assert received == r" INFO ingress.request: request received request_id=r\n1 endpoint=a.b.c bytes=12 codec=json"
+    assert received == r' INFO ingress.request: request received request_id="r\n1" endpoint=a.b.c bytes=12 codec=json'
     assert completed == (
-        r" INFO ingress.request: request completed request_id=r\n1 endpoint=a.b.c status=cancelled "
+        r' INFO ingress.request: request completed request_id="r\n1" endpoint=a.b.c status=cancelled '
         "chunks=3 bytes=99 ms=12.346 cancelled_by=stop"
     )
 

@@ -40,7 +40,10 @@ def test_o01_what_might_be_taken_for_a_field_is_quoted(text: str, shown: str) ->
         ("a\\nb", '"a\\\\nb"'),
         ("a\u202eb", '"a\\u202eb"'),
         ("\u3164", '"\\u3164"'),
+        ("job7\ufe0f", '"job7\\ufe0f"'),
+        ("job7\U000e0101\u180b", '"job7\\U000e0101\\u180b"'),
         ("x" * 201, '"' + "x" * 200 + '…"(201 characters)'),
+        ("é" * 101, '"' + "é" * 100 + '…"(101 characters)'),
         ("\x1b" * 100, '"' + "\\u001b" * 33 + '\\u…"(100 characters)'),
     ],
 )
@@ -61,6 +64,7 @@ def test_o01_what_a_caller_calls_something_shows_where_it_ends(text: str, shown:
         ("x" * 200, "x" * 200),
         ("x" * 201, "x" * 200 + "…(201 characters)"),
         ("\0" * 100, ("\\x00" * 50) + "…(100 characters)"),
+        ("é" * 101, "é" * 100 + "…(101 characters)"),
     ],
 )
 def test_o01_control_bidi_and_separator_characters_are_escaped_and_long_texts_clipped(text: object, shown: str) -> None:
@@ -70,7 +74,7 @@ def test_o01_control_bidi_and_separator_characters_are_escaped_and_long_texts_cl
 @given(st.text(alphabet=st.characters()), st.integers(0, 300))
 def test_o01_no_text_gives_a_control_character_or_a_long_line(text: str, limit: int) -> None:
     shown = printable(text, limit)
-    assert len(shown) <= limit + 30
+    assert len(shown.encode()) <= limit + 30
     shown.encode()
     assert len(shown.splitlines()) <= 1
     assert not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in shown)

@@ -1,0 +1,120 @@
+"""Tracebacks on log lines, whose exceptions' texts are a caller's."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ingress._logging import MAX_LINE, MAX_TRACEBACK_LINES, JsonFormatter, TextFormatter
+
+FORGED = (
+    'x\n\nTraceback (most recent call last):\n  File "/opt/core.py", line 7, in run\nMemoryError: GPU 3 out of memory'
+)
+
+
+def record_of(fail: Callable[[], Any]) -> logging.LogRecord:
+    try:
+        fail()
+    except Exception:
+        return logging.LogRecord("engine", logging.ERROR, __file__, 1, "failed for %s", ("m",), sys.exc_info())
+    raise AssertionError
+
+
+def text_lines(fail: Callable[[], Any]) -> list[str]:
+    return [line.removeprefix("    ") for line in TextFormatter().format(record_of(fail)).split("\n")[1:]]
+
+
+def json_fields(fail: Callable[[], Any]) -> Any:
+    line = JsonFormatter().format(record_of(fail))
+    assert len(line) < MAX_LINE
+    return json.loads(line)
+
+
+def fail_with(text: str) -> None:
+    raise ValueError(text)
+
+
+def fail_with_note(text: str) -> None:
+    failure = ValueError("noted")
+    failure.add_note(text)
+    raise failure
+
+
+def fail_after(text: str) -> None:
+    try:
+        raise OSError(text)
+    except OSError as exc:
+        raise ValueError("after") from exc
+
+
+def fail_together(text: str) -> None:
+    raise ExceptionGroup(text, [ValueError(text), ExceptionGroup("inner", [ValueError(text)])])
+
+
+@pytest.mark.parametrize("fail", [fail_with, fail_with_note, fail_after, fail_together])
+def test_o01_the_lines_of_a_text_are_told_from_those_of_a_traceback(fail: Callable[[str], None]) -> None:
+    """It had looked like the traceback of another exception."""
+    lines = text_lines(lambda: fail(FORGED))
+    fields = json_fields(lambda: fail(FORGED))
+    for line in [*lines, *fields["traceback"].split("\n"), *fields["exception"].split("\n")[1:]]:
+        if "MemoryError" in line or "core.py" in line:
+            assert "| " in line[: line.index("MemoryError" if "MemoryError" in line else "File")]
+    assert any("MemoryError" in line for line in lines)
+
+
+def test_o01_only_the_lines_of_a_text_are_marked() -> None:
+    lines = text_lines(lambda: fail_after(FORGED))
+    marked = [line for line in lines if line.startswith("|")]
+    assert len(marked) == len(FORGED.split("\n")) - 1
+    assert lines[0] == lines[lines.index("The above exception was the direct cause of the following exception:") + 2]
+    assert lines[-1] == "ValueError: after"
+
+
+@pytest.mark.parametrize("fail", [fail_with, fail_with_note, fail_after, fail_together])
+@pytest.mark.parametrize("text", ["\n".join(f"line {n}" for n in range(60)), "é" * 9000, "\U0001f600\n" * 3000])
+def test_o01_no_text_pushes_out_what_was_raised_and_where(fail: Callable[[str], None], text: str) -> None:
+    lines = text_lines(lambda: fail(text))
+    assert len(lines) <= MAX_TRACEBACK_LINES
+    assert any("ValueError" in line for line in lines)
+    assert any("test_log_tracebacks.py" in line and fail.__name__ in line for line in lines)
+    assert any("…" in line for line in lines)
+    fields = json_fields(lambda: fail(text))
+    assert "Error: " in fields["exception"] or "ExceptionGroup: " in fields["exception"]
+    if fail is not fail_together:  # whose members come last
+        assert fail.__name__ in fields["traceback"]
+
+
+def test_a_long_traceback_keeps_both_ends_and_says_that_it_was_cut() -> None:
+    def fail(depth: int) -> None:
+        if depth:
+            return fail_differently(depth)
+        raise ValueError("deep")
+
+    def fail_differently(depth: int) -> None:
+        fail(depth - 1)
+
+    lines = text_lines(lambda: fail(40))
+    assert len(lines) == MAX_TRACEBACK_LINES
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[8].startswith("…(") and lines[8].endswith(" lines)")
+    assert lines[-1] == "ValueError: deep"
+
+
+def test_o01_a_group_whose_members_are_shared_is_named_and_costs_nothing() -> None:
+    """Of 18 levels its lines took 6 s, on the event loop."""
+
+    def fail() -> None:
+        failure: Exception = ValueError("v")
+        for _ in range(60):
+            failure = ExceptionGroup("g", [failure, failure])
+        raise failure
+
+    lines = text_lines(fail)
+    assert "in fail" in lines[-2 if lines[-2].startswith("  File") else -3]
+    assert lines[-1] == "ExceptionGroup: a group of more than 100 exceptions"
+    assert json_fields(fail)["exception"] == lines[-1]
