@@ -7,7 +7,7 @@ its own, past which the frames are not pushed out, and all of its lines but the 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 _FIRST_TEXT_LINES, _LAST_TEXT_LINES = 6, 3
 
@@ -17,25 +17,42 @@ _MOST_EXCEPTIONS = 100
 _MARK = "| "
 
 
-def format_traceback(failure: BaseException, text_size: int) -> tuple[list[str], list[str]]:
-    """Return the lines of a traceback, and those of its exception's text: of the former the last, but of a group.
+Cut = Callable[[str, int], str]
+"""Returns as much of a text's beginning as takes so many bytes."""
+
+
+def format_traceback(failure: BaseException, cut: Cut, size: int, other_size: int) -> tuple[list[str], list[str]]:
+    """Return the lines of a traceback, and those of its exception's text, which come after them.
 
     Args:
-        text_size: how many characters there may be of an exception's text, and of its notes.
+        cut: as the log writes them.
+        size: how many bytes there may be of the text, and of its notes.
+        other_size: the same for each of the exceptions that it comes from or is a group of.
     """
     if _has_too_many(failure):
-        name = f"{type(failure).__name__}: a group of more than {_MOST_EXCEPTIONS} exceptions"
-        frames = [line for frame in traceback.format_tb(failure.__traceback__) for line in frame.rstrip().split("\n")]
-        return [*frames, name], [name]
+        frames = "".join(traceback.format_tb(failure.__traceback__)).split("\n")[:-1]
+        return frames, [f"{type(failure).__name__}: a group of more than {_MOST_EXCEPTIONS} exceptions"]
     whole = traceback.TracebackException.from_exception(failure)
     waiting = [whole]
     while waiting:
         each = waiting.pop()
+        _keep_names_on_their_lines(each)
         if each.__notes__:
-            lines = _shortened("\n".join(map(str, each.__notes__)), text_size)
+            lines = _shortened("\n".join(map(str, each.__notes__)), cut, size if each is whole else other_size)
             each.__notes__ = [f"{_MARK}{line}" for line in lines]
         waiting += [*(each.exceptions or ()), *filter(None, (each.__cause__, each.__context__))]
-    return _lines_of(whole.format(), text_size), _lines_of(whole.format_exception_only(), text_size)
+    text, chunks = list(whole.format_exception_only()), list(whole.format())
+    if chunks[-len(text) :] == text:  # not so of a group, whose members come last
+        del chunks[-len(text) :]
+    return _lines_of(chunks, cut, other_size), _lines_of(text, cut, size)
+
+
+def _keep_names_on_their_lines(exception: traceback.TracebackException) -> None:
+    """Escape line breaks where none are expected: names of files and functions may be a caller's, too."""
+    for frame in exception.stack:
+        frame.filename, frame.name = _on_one_line(frame.filename), _on_one_line(frame.name)
+    if hasattr(exception, "text"):  # of what is no Python
+        exception.filename, exception.text = _on_one_line(exception.filename or ""), _on_one_line(exception.text or "")
 
 
 def _has_too_many(failure: BaseException) -> bool:
@@ -51,24 +68,28 @@ def _has_too_many(failure: BaseException) -> bool:
     return count > _MOST_EXCEPTIONS
 
 
-def _lines_of(chunks: Iterable[str], text_size: int) -> list[str]:
+def _lines_of(chunks: Iterable[str], cut: Cut, size: int) -> list[str]:
     lines = list[str]()
     for chunk in chunks:
         indent = chunk[: len(chunk) - len(chunk.lstrip(" |"))]
         if chunk.startswith((f"{indent}\n", f'{indent}File "')):  # which has lines of its own
             lines += chunk.removesuffix("\n").split("\n")
             continue
-        first, *more = _shortened(chunk.removesuffix("\n"), text_size)
+        first, *more = _shortened(chunk.removesuffix("\n"), cut, size)
         lines += [first, *(f"{indent}{_MARK}{line.removeprefix(indent)}" for line in more)]
     return lines
 
 
-def _shortened(text: str, size: int) -> list[str]:
+def _shortened(text: str, cut: Cut, size: int) -> list[str]:
     """Return the lines of a text, of a long one its first and last."""
-    if len(text) > size:
-        text = f"{text[: size // 2]}…({len(text)} characters)…{text[-(size // 2) :]}"
+    if cut(text, size) != text:
+        text = f"{cut(text, size // 2)}…({len(text)} characters)…{cut(text[::-1], size // 2)[::-1]}"
     lines = text.split("\n")
     left_out = len(lines) - _FIRST_TEXT_LINES - _LAST_TEXT_LINES
     if left_out > 1:
         lines[_FIRST_TEXT_LINES:-_LAST_TEXT_LINES] = [f"…({left_out} lines)"]
     return lines
+
+
+def _on_one_line(text: str) -> str:
+    return text.rstrip("\n").replace("\n", "\\n")

@@ -24,7 +24,7 @@ from typing import IO, Any
 from ._log_repeats import RepeatFilter
 from ._log_tracebacks import format_traceback
 from ._log_writer import LineWriter
-from ._text import named, printable
+from ._text import beginning, named, printable
 
 TRACE = 5
 _OFF = logging.CRITICAL + 10
@@ -49,11 +49,18 @@ MAX_TRACEBACK_LINES = 40
 _FIRST_LINES = 8
 _MAX_TRACEBACK_WIDTH = 200
 
-# Characters of an exception's text: beside it there is room for where it was raised.
-_MAX_TEXT, _MAX_JSON_TEXT = 2000, 400
+# Bytes of an exception's text, and of each one's that it comes from: beside it there is room for where it was raised.
+_MAX_TEXT = 2000
+_MAX_JSON_TEXT, _MAX_OTHER_JSON_TEXT = 300, 100
 
 _LEVEL_NAMES = {TRACE: "TRACE", logging.WARNING: "WARN", logging.CRITICAL: "ERROR"}
 _LEVEL_COLORS = {"TRACE": "2", "DEBUG": "34", "INFO": "32", "WARN": "33", "ERROR": "31"}
+
+# A text of a JSON line that is too long is cut to no less, and has this at the cut.
+_LEAST_SHARE = 64
+_CUT_SIZE = len(json.dumps("…"))
+
+_TRACEBACK = "traceback"
 
 # What stands on a line as it is.
 _PLAIN = re.compile(r"[A-Za-z0-9_.:/+-]{1,100}").fullmatch
@@ -240,7 +247,8 @@ class TextFormatter(logging.Formatter):
 def _traceback_of(record: logging.LogRecord) -> list[str]:
     if not record.exc_info or record.exc_info[1] is None:
         return []
-    lines, _ = format_traceback(record.exc_info[1], _MAX_TEXT)
+    frames, text = format_traceback(record.exc_info[1], beginning, _MAX_TEXT, _MAX_TEXT)
+    lines = frames + text
     if (left_out := len(lines) - MAX_TRACEBACK_LINES + 1) > 1:
         lines[_FIRST_LINES : _FIRST_LINES + left_out] = [f"…({left_out} lines)"]
     return lines
@@ -266,9 +274,9 @@ class JsonFormatter(logging.Formatter):
             is_plain = isinstance(value, int | float | None) and abs(value or 0) < 1e15
             fields.setdefault(key, value if is_plain else str(value))
         if record.exc_info and record.exc_info[1] is not None:
-            lines, text = format_traceback(record.exc_info[1], _MAX_JSON_TEXT)
-            frames = lines[: -len(text)] if lines[-len(text) :] == text else lines
-            fields["traceback"] = "\n".join(line[:_MAX_TRACEBACK_WIDTH] for line in frames[-MAX_TRACEBACK_LINES:])
+            frames, text = format_traceback(record.exc_info[1], _beginning, _MAX_JSON_TEXT, _MAX_OTHER_JSON_TEXT)
+            shown_frames = [line[:_MAX_TRACEBACK_WIDTH] for line in frames if not _is_underline(line)]
+            fields[_TRACEBACK] = "\n".join(shown_frames[-MAX_TRACEBACK_LINES:])
             fields["exception"] = "\n".join(text)
         return _fitted(fields)
 
@@ -327,7 +335,8 @@ def _clipped(line: str) -> str:
 def _fitted(fields: dict[str, Any]) -> str:
     """Return the object as a line of at most ``MAX_LINE`` bytes.
 
-    Long texts are cut in their middle, for both ends say something, and tracebacks at their head.
+    What is longer than its share of them is cut: texts in their middle, for both ends say something, and tracebacks,
+    which have two shares, at their head.
     """
     for key, value in fields.items():
         if isinstance(value, str) and not value.isascii():
@@ -335,19 +344,41 @@ def _fitted(fields: dict[str, Any]) -> str:
     line = json.dumps(fields, separators=(",", ":"))
     while len(line) >= MAX_LINE:
         sizes = {key: len(json.dumps(value)) for key, value in fields.items() if isinstance(value, str)}
-        key = max(sizes, key=lambda each: sizes[each])
-        value = fields[key]
-        if sizes[key] < 64:  # nothing long is left: there are too many
+        share = _share_of(sizes, MAX_LINE - 1 - len(line) + sum(sizes.values()))
+        if share < _LEAST_SHARE:  # nothing long is left: there are too many
             fields.popitem()
         else:
-            # Not the whole of it where another one is long, too; and the mark takes some itself.
-            least = MAX_LINE // 4 if sizes[key] > MAX_LINE // 2 else 0
-            room = max(least, sizes[key] - (len(line) - MAX_LINE) - 24)
-            head = "" if key == "traceback" else _beginning(value, room // 2)
-            tail = _beginning(value[::-1], room if key == "traceback" else room // 2)[::-1]
-            fields[key] = f"{head}…{tail}"
+            for key in (each for each, size in sizes.items() if size > share * _shares_of(each)):
+                fields[key] = _cut(fields[key], share * _shares_of(key) - _CUT_SIZE, is_traceback=key == _TRACEBACK)
         line = json.dumps(fields, separators=(",", ":"))
     return line
+
+
+def _share_of(sizes: Mapping[str, int], room: int) -> int:
+    """Return how many bytes a share has; texts that need less of theirs leave it to the others."""
+    shares = sum(map(_shares_of, sizes))
+    for key in sorted(sizes, key=lambda each: sizes[each] / _shares_of(each)):
+        if sizes[key] > room // shares * _shares_of(key):
+            return room // shares
+        room -= sizes[key]
+        shares -= _shares_of(key)
+    return room
+
+
+def _shares_of(key: str) -> int:
+    return 2 if key == _TRACEBACK else 1
+
+
+def _cut(text: str, room: int, *, is_traceback: bool) -> str:
+    head = "" if is_traceback else _beginning(text, room // 2)
+    tail = _beginning(text[::-1], room if is_traceback else room // 2)[::-1]
+    return f"{head}…{tail}"
+
+
+def _is_underline(line: str) -> bool:
+    """Whether it only shows which part of the line before is meant."""
+    marks = line.strip(" |")
+    return bool(marks) and not marks.strip("^~")
 
 
 def _beginning(text: str, room: int) -> str:

@@ -20,8 +20,8 @@ def printable(text: object, limit: int = CLIP) -> str:
     """
     raw = str(text)
     shown = escaped(raw[:limit])
-    beginning = _beginning(shown, limit)
-    return shown if len(raw) <= limit and beginning == shown else f"{beginning}…({len(raw)} characters)"
+    kept = beginning(shown, limit)
+    return shown if len(raw) <= limit and kept == shown else f"{kept}…({len(raw)} characters)"
 
 
 def escaped(text: str) -> str:
@@ -40,17 +40,18 @@ def quoted(text: object, limit: int = CLIP) -> str:
 def named(text: object, limit: int = CLIP) -> str:
     """Return what a caller calls something: in quotes unless it is one plain word, so that it shows where it ends."""
     raw = str(text)
-    if len(raw) <= limit and _WORD.fullmatch(raw) and escaped(raw) == _beginning(raw, limit):
+    if len(raw) <= limit and _WORD.fullmatch(raw) and escaped(raw) == beginning(raw, limit):
         return raw
     shown = escaped(json.dumps(raw[:limit], ensure_ascii=False))  # by JSON a backslash of theirs is none of ours
-    if len(raw) <= limit and shown == _beginning(shown, limit + 2):
+    if len(raw) <= limit and shown == beginning(shown, limit + 2):
         return shown
-    return f'{_beginning(shown[:-1], limit + 1)}…"({len(raw)} characters)'
+    return f'{beginning(shown[:-1], limit + 1)}…"({len(raw)} characters)'
 
 
-def _beginning(text: str, limit: int) -> str:
+def beginning(text: str, limit: int) -> str:
     """Return as much of a text as takes so many bytes."""
-    return text[:limit] if text.isascii() else text.encode()[:limit].decode(errors="ignore")
+    text = text[:limit]
+    return text if text.isascii() else text.encode(errors="replace")[:limit].decode(errors="ignore")
 
 
 _WORD = re.compile(r"[\w.:/+@%~-]+")

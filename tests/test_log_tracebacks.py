@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from ingress._logging import MAX_LINE, MAX_TRACEBACK_LINES, JsonFormatter, TextFormatter
+from ingress._logging import MAX_LINE, MAX_TRACEBACK_LINES, JsonFormatter, TextFormatter, request_scope
 
 FORGED = (
     'x\n\nTraceback (most recent call last):\n  File "/opt/core.py", line 7, in run\nMemoryError: GPU 3 out of memory'
@@ -37,6 +38,10 @@ def json_fields(fail: Callable[[], Any]) -> Any:
 
 def fail_with(text: str) -> None:
     raise ValueError(text)
+
+
+def fail_as_syntax(*arguments: object) -> None:
+    raise SyntaxError(*arguments)
 
 
 def fail_with_note(text: str) -> None:
@@ -87,6 +92,37 @@ def test_o01_no_text_pushes_out_what_was_raised_and_where(fail: Callable[[str], 
     assert "Error: " in fields["exception"] or "ExceptionGroup: " in fields["exception"]
     if fail is not fail_together:  # whose members come last
         assert fail.__name__ in fields["traceback"]
+
+
+@pytest.mark.parametrize("text", ["a" * 2000, "é" * 500, "\U0001f600" * 100])
+@pytest.mark.parametrize("fail", [fail_with, fail_after])
+def test_o01_as_json_neither_ids_nor_messages_nor_texts_leave_nothing_of_the_frames(
+    fail: Callable[[str], None], text: str
+) -> None:
+    """All four a caller's, and nothing was left of the traceback but the mark of the cut."""
+    record = record_of(lambda: fail(text))
+    record.args = (text,)
+    with request_scope(text):
+        fields = json.loads(JsonFormatter().format(record))
+    assert f", in {fail.__name__}" in fields["traceback"]
+    assert fields["exception"].startswith("ValueError: ")
+    assert fields["message"].startswith("failed for ")
+    assert fields["request_id"].startswith(text[0])
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        lambda: compile("a b", FORGED, "exec"),
+        lambda: types.FunctionType((lambda: 1 / 0).__code__.replace(co_filename=FORGED), {})(),
+        lambda: fail_as_syntax("no Python", (FORGED, 1, 1, FORGED)),
+        lambda: types.FunctionType((lambda: 1 / 0).__code__.replace(co_name=FORGED, co_qualname=FORGED), {})(),
+    ],
+)
+def test_o01_names_of_files_and_functions_stay_on_their_lines(fail: Callable[[], object]) -> None:
+    fields = json_fields(fail)
+    for line in [*text_lines(fail), *fields["traceback"].split("\n"), *fields["exception"].split("\n")]:
+        assert not line.lstrip().startswith(("MemoryError", 'File "/opt'))
 
 
 def test_a_long_traceback_keeps_both_ends_and_says_that_it_was_cut() -> None:
