@@ -18,10 +18,6 @@ class FairLot:
 
     def __init__(self) -> None:
         self._waiting: dict[str, trio.lowlevel.ParkingLot] = {}  # by address, whose turn is next first
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
 
     def __bool__(self) -> bool:
         while self._waiting:
@@ -33,13 +29,7 @@ class FairLot:
 
     async def park(self) -> None:
         """Wait until let go."""
-        lot = self._waiting.setdefault(working_for.get(), trio.lowlevel.ParkingLot())
-        self._count += 1
-        try:
-            await lot.park()
-        except trio.Cancelled:
-            self._count -= 1
-            raise
+        await self._waiting.setdefault(working_for.get(), trio.lowlevel.ParkingLot()).park()
 
     def unpark(self) -> trio.lowlevel.Task | None:
         """Let the next one go on; None where nobody waits."""
@@ -48,7 +38,6 @@ class FairLot:
         peer = next(iter(self._waiting))
         lot = self._waiting.pop(peer)
         (task,) = lot.unpark()
-        self._count -= 1
         if lot:
             self._waiting[peer] = lot
         return task

@@ -14,9 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from ingress._network import TcpNetwork, TcpStream
 from ingress._tallies import Tallies
 from ingress.planes import _peers
-from ingress.planes._connection import BEGUN, HELD, NEVER, RESTS, Connection
+from ingress.planes._connection import BEGUN, HELD, NEVER, RESTS, WAITS, Connection
 from ingress.planes._connections import Connections
-from ingress.planes._peers import FAR_MORE, LOOKS, MOST_LOOKS, POOL, USED, VASTLY_MORE, Peers
+from ingress.planes._peers import FAR_MORE, FLOOD, LOOKS, MOST_LOOKS, POOL, USED, VASTLY_MORE, Peers
 from ingress.planes._silent import MAX_SILENCE
 
 from .bench.opcodes import counted_opcodes
@@ -150,6 +150,19 @@ def test_f15_what_is_in_use_goes_last_and_only_where_an_address_has_more_than_a_
     assert [crowd.displaced_by(f"c{at}") for at in range(5)] == [*rests[::-1], *in_use[:2], None]
 
 
+@pytest.mark.parametrize("is_first", [False, True])
+def test_f15_a_request_that_waits_for_its_turn_is_in_use_however_long(is_first: bool) -> None:
+    """It had passed for one that rested or trickled, and pools lost requests in a crowd."""
+    crowd = Crowd(FLOOD + 2)
+    (rests,) = crowd.open("a", 1)
+    waiting = crowd.open("a", FLOOD + 1, phase=WAITS, was_taken=not is_first)
+    crowd.now += 4.0
+    rests.begun_at = crowd.now - 0.1
+    assert crowd.displaced_by("b") is rests
+    assert crowd.displaced_by("c") in waiting
+    assert crowd.displaced_by("d") is None
+
+
 @pytest.mark.parametrize("is_wrapped", [False, True])
 async def test_f15_a_connection_whose_bytes_wait_is_not_taken_and_one_that_has_ended_is(is_wrapped: bool) -> None:
     class Wrapped:
@@ -184,7 +197,13 @@ async def test_f15_a_connection_whose_bytes_wait_is_not_taken_and_one_that_has_e
 
 @pytest.mark.parametrize(
     ("phase", "is_proven", "taken_at", "is_given_up"),
-    [(BEGUN, True, NEVER, True), (RESTS, True, NEVER, False), (BEGUN, False, NEVER, False), (BEGUN, True, 0.0, False)],
+    [
+        (BEGUN, True, NEVER, True),
+        (WAITS, True, NEVER, True),
+        (RESTS, True, NEVER, False),
+        (BEGUN, False, NEVER, False),
+        (BEGUN, True, 0.0, False),
+    ],
 )
 async def test_f15_more_junk_that_waits_to_be_read_is_no_request(
     phase: int, is_proven: bool, taken_at: float, is_given_up: bool
@@ -350,9 +369,11 @@ class PeerBook(RuleBasedStateMachine):
         if connection.peer_host is None or connection.phase == HELD or has <= FAR_MORE * wanted:
             return False
         was_taken = connection.taken_at > NEVER
+        has_vastly_more = has >= VASTLY_MORE * wanted
+        if connection.phase == WAITS and (was_taken or connection.incomplete_bytes or not connection.is_proven):
+            return has_vastly_more and has > FLOOD
         if not (was_taken or connection.incomplete_bytes):
             return True
-        has_vastly_more = has >= VASTLY_MORE * wanted
         if was_taken and self.crowd.now - connection.begun_at < USED:
             return has_vastly_more and has > POOL
         return connection.phase == RESTS or has_vastly_more
@@ -363,7 +384,9 @@ class PeerBook(RuleBasedStateMachine):
             self.crowd.connections.prove(self.open[at])
             self.open[at].taken_at = self.crowd.now if was_taken else NEVER
 
-    @rule(first=st.integers(0, MOST - 1), phase=st.sampled_from([RESTS, BEGUN, HELD]), incomplete=st.integers(0, 1))
+    @rule(
+        first=st.integers(0, MOST - 1), phase=st.sampled_from([RESTS, BEGUN, WAITS, HELD]), incomplete=st.integers(0, 1)
+    )
     def go_on(self, first: int, phase: int, incomplete: int) -> None:
         for each in self.open[first:]:
             each.phase, each.incomplete_bytes = phase, incomplete * 70_000 if phase == BEGUN else 0

@@ -201,7 +201,7 @@ async def test_f14_f15_what_is_displaced_while_it_waits_for_its_turn_is_handed_o
         pushes.clear()
         monkeypatch.setattr("ingress.planes._turns.FRAMES_A_PASS", 0)
         monkeypatch.setattr(Turns, "_let_go", lambda turns: None)
-        monkeypatch.setattr("ingress.planes._peers.USED", 0.0)
+        monkeypatch.setattr("ingress.planes._peers.FLOOD", 0)
         turns.left = 12 * FRAMES_A_TURN
         for at, caller in enumerate(greedy):
             await caller.send_all(frame(f"greedy{at}") * 20 * FRAMES_A_TURN)

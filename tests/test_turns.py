@@ -169,6 +169,33 @@ async def test_f18_addresses_take_turns_on_however_many_connections_they_wait(
         nursery.cancel_scope.cancel()
 
 
+async def test_f18_addresses_that_ask_for_little_keep_nobody_waiting_who_asks_for_more() -> None:
+    """Where each had its turn after the other, 4,000 had made a pool of 150 wait for 11 s."""
+    went, pool = Counter[str](), 50
+
+    async def stand(address: str, times: int) -> None:
+        working_for.set(address)
+        for _ in range(times):
+            turns.left -= await turns.wait(is_bulk=False)
+            went[address] += 1
+
+    turns = Turns()
+    async with trio.open_nursery() as nursery:
+        turns.left = 0
+        for at in range(CROWD):
+            nursery.start_soon(stand, f"10.0.{at}", 1000)
+        await wait_all_tasks_blocked()
+        for _ in range(pool):
+            nursery.start_soon(stand, "pool", 1)
+        for _ in range(3):
+            await trio.lowlevel.checkpoint()
+        nursery.start_soon(turns.serve)
+        while went["pool"] < pool:
+            await trio.lowlevel.checkpoint()
+        assert went.total() <= 2 * (CROWD + pool) + FRAMES_A_PASS
+        nursery.cancel_scope.cancel()
+
+
 async def test_who_leaves_its_line_takes_no_turn() -> None:
     async def stand() -> None:
         turns.left -= await turns.wait(is_bulk=False)

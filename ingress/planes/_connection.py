@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from ._peers import Peer
 
 # What a connection is about.
-BEGUN: Final = 0  # its handshake or a request has begun to come, or waits for its turn, or for its acks to be read
+BEGUN: Final = 0  # its handshake or a request has begun to come, or its acks wait to be read
 HELD: Final = 1  # a request is being handed over
 RESTS: Final = 2  # it waits for the next request
+WAITS: Final = 3  # a request has come and waits for its turn
 
 NEVER: Final = -math.inf
 

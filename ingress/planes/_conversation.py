@@ -30,7 +30,7 @@ from ..wire.request_frame import (
     encode_ack,
 )
 from ..wire.two_part import PREFIX
-from ._connection import BEGUN, HELD, NEVER, RESTS, Connection
+from ._connection import BEGUN, HELD, NEVER, RESTS, WAITS, Connection
 from ._connections import Connections
 from ._incomplete import LARGE_FRAME, IncompleteFrames
 from ._peers import USED
@@ -191,7 +191,7 @@ class _Conversation:
     async def _wait_turn(self) -> int:
         """Wait for the connection's turn, and return how many frames it is for."""
         decoder, connection = self._decoder, self._connection
-        connection.phase = BEGUN
+        connection.phase = WAITS
         waits_from = trio.current_time()
         surplus = decoder.held_bytes - decoder.announced_size
         frames = await self._shared.turns.wait(is_bulk=surplus >= _FIRST_READ_SIZE)
@@ -201,7 +201,7 @@ class _Conversation:
     async def _go_on(self, *, is_welcome: bool) -> int:
         """Wait for the connection's next turn, and return how many frames it is for; 0 where it was given up."""
         connection = self._connection
-        connection.phase = BEGUN
+        connection.phase = WAITS if is_welcome else BEGUN
         frames = await self._shared.turns.go_on(is_welcome=is_welcome)
         return frames if connection.is_open else 0
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from .._shares import caller_of
-from ._connection import BEGUN, HELD, NEVER, Connection
+from ._connection import HELD, NEVER, RESTS, WAITS, Connection
 from ._silent import Silent
 
 # An address gives way to one that would have less than half of what it has: who comes takes no more than it leaves.
@@ -23,9 +23,12 @@ VASTLY_MORE = 8
 # One that has been used since is in use; a request that began before is not in the middle of an ordinary one.
 USED = 5.0
 
-# An address with so many gives up what is in use, too, where there is nothing else: a request every few seconds on each
-# of thousands is cheap. What is left to it is a pool, whoever comes.
+# An address with more than so many gives up what is in use, too, where there is nothing else: a request every few
+# seconds on each of thousands is cheap. What is left to it is a pool, whoever comes.
 POOL = 32
+
+# And one with more than so many requests that wait for us, for only a flood has as many that do.
+FLOOD = 256
 
 # So many are looked at for each that comes, the next ones for the next. LOOKS at the least, for those that came
 # together may all be of one pool; then until one is useless, MOST_LOOKS at the most. That is 20 to 80 µs, as much as
@@ -104,15 +107,17 @@ class Peers:
 def _rank_of(connection: Connection, wanted: int, now: float) -> tuple[int, float] | None:
     """Return how much a connection would be missed; None where it does not give way to an address with ``wanted``."""
     has = 0 if connection.peer is None else connection.peer.open
-    phase, begun_at, was_taken = connection.phase, connection.begun_at, connection.taken_at != NEVER
+    phase, begun_at = connection.phase, connection.begun_at
+    was_taken, waits = connection.taken_at != NEVER, phase == WAITS
     if has <= FAR_MORE * wanted or phase == HELD:
         return None
-    if not (was_taken or connection.incomplete_bytes):
+    if not (was_taken or connection.incomplete_bytes or (waits and not connection.is_proven)):
         return _USELESS, connection.opened_at
     has_vastly_more = has >= VASTLY_MORE * wanted
-    if was_taken and now - begun_at < USED:
-        return (_IN_USE, begun_at) if has_vastly_more and has > POOL else None
-    if phase != BEGUN:
+    if waits or (was_taken and now - begun_at < USED):
+        is_in_a_crowd = has > (FLOOD if waits else POOL)
+        return (_IN_USE, now if waits else begun_at) if has_vastly_more and is_in_a_crowd else None
+    if phase == RESTS:
         return _RESTING, begun_at
     if not has_vastly_more:
         return None
@@ -126,7 +131,7 @@ def _may_have_asked(connection: Connection) -> bool:
 
     More of what is being refused is none: who sends junk by the megabyte would keep its place until all of it is read.
     """
-    if connection.is_proven and connection.taken_at == NEVER and connection.phase == BEGUN:
+    if connection.is_proven and connection.taken_at == NEVER and connection.phase != RESTS:
         return False
     stream = connection.stream
     return bool(getattr(getattr(stream, "transport", stream), "has_unread", False))

@@ -6,14 +6,18 @@ pass of the loop takes some ten milliseconds however many connections are floodi
 There are three lines. Who has just read something goes first: callers that send a request and wait for its ack stand in
 this one only. After them comes who sends a great many at once, and last who goes on although requests of its last turn
 were refused. So a caller that has fallen behind comes to its end, and a flood keeps its own kind waiting. In each line
-the addresses take turns, so that it keeps waiting itself first, on however many connections it stands there.
+half of the turns are taken by the addresses one after the other, so that who stands there on thousands of connections
+keeps waiting itself; and half in order, so that thousands of addresses do not keep one waiting that asks for more than
+each of them.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import trio
 
-from .._fair_line import FairLot
+from .._fair_line import working_for
 
 # Frames that are looked at in one pass of the event loop, 30 to 80 µs each where they are refused.
 FRAMES_A_PASS = 128
@@ -90,26 +94,57 @@ class Turns:
 
 
 class _Line:
-    """Tasks that wait for their turn, of which each address has one after the other."""
+    """Tasks that wait for their turn: one that came first and one of the address whose turn it is, alternately."""
 
     def __init__(self) -> None:
-        self._waiting = FairLot()
+        # A plain dict whose first is taken again and again looks at all the places that have become empty before it.
+        self._in_order: OrderedDict[trio.lowlevel.Task, str] = OrderedDict()
+        self._by_address: OrderedDict[str, OrderedDict[trio.lowlevel.Task, None]] = OrderedDict()
+        self._is_addresses_turn = False
         self._shares: dict[trio.lowlevel.Task, int] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._waiting)
+        return bool(self._in_order)
 
     async def wait(self) -> int:
-        await self._waiting.park()
-        return self._shares.pop(trio.lowlevel.current_task())
+        task = trio.lowlevel.current_task()
+        address = self._in_order[task] = working_for.get()
+        self._by_address.setdefault(address, OrderedDict())[task] = None
+
+        def leave(_: object) -> trio.lowlevel.Abort:
+            self._remove(task)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(leave)
+        return self._shares.pop(task)
 
     def let_go(self, frames: int) -> int:
         """Share so many frames out between those whose turn it is; returns how many that took."""
-        if not self._waiting or frames <= 0:
+        if not self._in_order or frames <= 0:
             return 0
-        share = max(min(frames // len(self._waiting), FRAMES_A_TURN), 1)
+        share = max(min(frames // len(self._in_order), FRAMES_A_TURN), 1)
         taken = 0
-        while taken + share <= frames and (task := self._waiting.unpark()) is not None:
+        while self._in_order and taken + share <= frames:
+            task = self._next()
             self._shares[task] = share
+            trio.lowlevel.reschedule(task)
             taken += share
         return taken
+
+    def _next(self) -> trio.lowlevel.Task:
+        self._is_addresses_turn = not self._is_addresses_turn
+        if self._is_addresses_turn:
+            address, waiting = next(iter(self._by_address.items()))
+            self._by_address.move_to_end(address)
+            task = next(iter(waiting))
+        else:
+            task = next(iter(self._in_order))
+        self._remove(task)
+        return task
+
+    def _remove(self, task: trio.lowlevel.Task) -> None:
+        address = self._in_order.pop(task)
+        waiting = self._by_address[address]
+        del waiting[task]
+        if not waiting:
+            del self._by_address[address]
