@@ -37,9 +37,9 @@ def format_traceback(failure: BaseException, cut: Cut, size: int, other_size: in
     while waiting:
         each = waiting.pop()
         _keep_names_on_their_lines(each)
-        if each.__notes__:
-            lines = _shortened("\n".join(map(str, each.__notes__)), cut, size if each is whole else other_size)
-            each.__notes__ = [f"{_MARK}{line}" for line in lines]
+        if isinstance(each.__notes__, list):
+            notes = "\n".join(map(_text_of, each.__notes__))
+            each.__notes__ = [_MARK + line for line in _shortened(notes, cut, size if each is whole else other_size)]
         waiting += [*(each.exceptions or ()), *filter(None, (each.__cause__, each.__context__))]
     text, chunks = list(whole.format_exception_only()), list(whole.format())
     if chunks[-len(text) :] == text:  # not so of a group, whose members come last
@@ -51,8 +51,13 @@ def _keep_names_on_their_lines(exception: traceback.TracebackException) -> None:
     """Escape line breaks where none are expected: names of files and functions may be a caller's, too."""
     for frame in exception.stack:
         frame.filename, frame.name = _on_one_line(frame.filename), _on_one_line(frame.name)
-    if hasattr(exception, "text"):  # of what is no Python
-        exception.filename, exception.text = _on_one_line(exception.filename or ""), _on_one_line(exception.text or "")
+    if getattr(exception, "filename", None):  # of what is no Python
+        exception.filename = _on_one_line(str(exception.filename))
+    if getattr(exception, "text", None):
+        exception.text = _MARK + _on_one_line(str(exception.text))
+        for name in ("offset", "end_offset"):
+            if offset := getattr(exception, name):
+                setattr(exception, name, offset + len(_MARK))
 
 
 def _has_too_many(failure: BaseException) -> bool:
@@ -82,7 +87,7 @@ def _lines_of(chunks: Iterable[str], cut: Cut, size: int) -> list[str]:
 
 def _shortened(text: str, cut: Cut, size: int) -> list[str]:
     """Return the lines of a text, of a long one its first and last."""
-    if cut(text, size) != text:
+    if len(cut(text, size)) < len(text):
         text = f"{cut(text, size // 2)}…({len(text)} characters)…{cut(text[::-1], size // 2)[::-1]}"
     lines = text.split("\n")
     left_out = len(lines) - _FIRST_TEXT_LINES - _LAST_TEXT_LINES
@@ -93,3 +98,10 @@ def _shortened(text: str, cut: Cut, size: int) -> list[str]:
 
 def _on_one_line(text: str) -> str:
     return text.rstrip("\n").replace("\n", "\\n")
+
+
+def _text_of(note: object) -> str:
+    try:
+        return str(note)
+    except Exception:
+        return "(its text cannot be shown)"

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextvars
 import functools
-import json
 import logging
 import re
 import time
@@ -21,6 +20,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import IO, Any
 
+from ._json_lines import TRACEBACK, fitted, json_beginning
 from ._log_repeats import RepeatFilter
 from ._log_tracebacks import format_traceback
 from ._log_writer import LineWriter
@@ -55,12 +55,6 @@ _MAX_JSON_TEXT, _MAX_OTHER_JSON_TEXT = 300, 100
 
 _LEVEL_NAMES = {TRACE: "TRACE", logging.WARNING: "WARN", logging.CRITICAL: "ERROR"}
 _LEVEL_COLORS = {"TRACE": "2", "DEBUG": "34", "INFO": "32", "WARN": "33", "ERROR": "31"}
-
-# A text of a JSON line that is too long is cut to no less, and has this at the cut.
-_LEAST_SHARE = 64
-_CUT_SIZE = len(json.dumps("…"))
-
-_TRACEBACK = "traceback"
 
 # What stands on a line as it is.
 _PLAIN = re.compile(r"[A-Za-z0-9_.:/+-]{1,100}").fullmatch
@@ -274,11 +268,11 @@ class JsonFormatter(logging.Formatter):
             is_plain = isinstance(value, int | float | None) and abs(value or 0) < 1e15
             fields.setdefault(key, value if is_plain else str(value))
         if record.exc_info and record.exc_info[1] is not None:
-            frames, text = format_traceback(record.exc_info[1], _beginning, _MAX_JSON_TEXT, _MAX_OTHER_JSON_TEXT)
+            frames, text = format_traceback(record.exc_info[1], json_beginning, _MAX_JSON_TEXT, _MAX_OTHER_JSON_TEXT)
             shown_frames = [line[:_MAX_TRACEBACK_WIDTH] for line in frames if not _is_underline(line)]
-            fields[_TRACEBACK] = "\n".join(shown_frames[-MAX_TRACEBACK_LINES:])
+            fields[TRACEBACK] = "\n".join(shown_frames[-MAX_TRACEBACK_LINES:])
             fields["exception"] = "\n".join(text)
-        return _fitted(fields)
+        return fitted(fields, MAX_LINE)
 
 
 def plain_line(level: str, name: str, text: str) -> str:
@@ -332,59 +326,7 @@ def _clipped(line: str) -> str:
     return line if len(raw) < MAX_LINE else raw[: MAX_LINE - 4].decode(errors="ignore") + "…"
 
 
-def _fitted(fields: dict[str, Any]) -> str:
-    """Return the object as a line of at most ``MAX_LINE`` bytes.
-
-    What is longer than its share of them is cut: texts in their middle, for both ends say something, and tracebacks,
-    which have two shares, at their head.
-    """
-    for key, value in fields.items():
-        if isinstance(value, str) and not value.isascii():
-            fields[key] = value.encode(errors="backslashreplace").decode()  # lone surrogates are no JSON text
-    line = json.dumps(fields, separators=(",", ":"))
-    while len(line) >= MAX_LINE:
-        sizes = {key: len(json.dumps(value)) for key, value in fields.items() if isinstance(value, str)}
-        share = _share_of(sizes, MAX_LINE - 1 - len(line) + sum(sizes.values()))
-        if share < _LEAST_SHARE:  # nothing long is left: there are too many
-            fields.popitem()
-        else:
-            for key in (each for each, size in sizes.items() if size > share * _shares_of(each)):
-                fields[key] = _cut(fields[key], share * _shares_of(key) - _CUT_SIZE, is_traceback=key == _TRACEBACK)
-        line = json.dumps(fields, separators=(",", ":"))
-    return line
-
-
-def _share_of(sizes: Mapping[str, int], room: int) -> int:
-    """Return how many bytes a share has; texts that need less of theirs leave it to the others."""
-    shares = sum(map(_shares_of, sizes))
-    for key in sorted(sizes, key=lambda each: sizes[each] / _shares_of(each)):
-        if sizes[key] > room // shares * _shares_of(key):
-            return room // shares
-        room -= sizes[key]
-        shares -= _shares_of(key)
-    return room
-
-
-def _shares_of(key: str) -> int:
-    return 2 if key == _TRACEBACK else 1
-
-
-def _cut(text: str, room: int, *, is_traceback: bool) -> str:
-    head = "" if is_traceback else _beginning(text, room // 2)
-    tail = _beginning(text[::-1], room if is_traceback else room // 2)[::-1]
-    return f"{head}…{tail}"
-
-
 def _is_underline(line: str) -> bool:
     """Whether it only shows which part of the line before is meant."""
     marks = line.strip(" |")
     return bool(marks) and not marks.strip("^~")
-
-
-def _beginning(text: str, room: int) -> str:
-    """Return as much of a text as takes so many bytes; an escaped character may take twelve."""
-    for at, character in enumerate(text):
-        room -= len(json.dumps(character)) - 2
-        if room < 0:
-            return text[:at]
-    return text

@@ -35,6 +35,7 @@ TABLE: tuple[tuple[str, ...], ...] = (
     (
         "_bucket_counts",
         "_heavy_work",
+        "_json_lines",
         "_log_repeats",
         "_log_tracebacks",
         "_log_writer",

@@ -125,6 +125,90 @@ def test_o01_names_of_files_and_functions_stay_on_their_lines(fail: Callable[[],
         assert not line.lstrip().startswith(("MemoryError", 'File "/opt'))
 
 
+@pytest.mark.parametrize(
+    ("failure", "text"),
+    [
+        (SyntaxError("bad"), "SyntaxError: bad"),
+        (SyntaxError("bad", ("f.py", 3, 1, None)), '  File "f.py", line 3\nSyntaxError: bad'),
+        (SyntaxError("bad", (None, None, None, None)), "SyntaxError: bad"),
+        (ValueError("abc\ud800"), "ValueError: abc\\ud800"),
+        (ValueError("é" * 49 + "\ud800"), "ValueError: " + "é" * 49 + "\\ud800"),
+    ],
+)
+def test_what_is_short_is_shown_as_python_shows_it(failure: Exception, text: str) -> None:
+    def fail() -> None:
+        raise failure
+
+    assert "\n".join(text_lines(fail)).endswith("\n" + text)
+
+
+def test_o01_source_that_is_no_python_is_marked_and_its_place_shown() -> None:
+    lines = text_lines(lambda: compile('File "/opt/core.py", line 7, in run', "<given>", "exec"))
+    at = lines.index('    | File "/opt/core.py", line 7, in run')
+    assert lines[at + 1].index("^") == lines[at].index('"')
+
+
+@pytest.mark.parametrize("notes", [42, [3, "x"], ["y", b""], "text"])
+def test_odd_notes_cost_no_line(notes: object) -> None:
+    failure = ValueError("noted")
+    failure.__notes__ = notes  # type: ignore[assignment]
+
+    def fail() -> None:
+        raise failure
+
+    assert "ValueError: noted" in text_lines(fail)
+
+
+def test_a_note_that_cannot_be_shown_is_told_as_that() -> None:
+    class Odd:
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    failure = ValueError("noted")
+    failure.__notes__ = [Odd(), "next"]  # type: ignore[list-item]
+
+    def fail() -> None:
+        raise failure
+
+    assert text_lines(fail)[-3:] == ["ValueError: noted", "| (its text cannot be shown)", "| next"]
+
+
+def test_exceptions_that_come_from_each_other_are_no_group() -> None:
+    def fail() -> None:
+        first, second = ValueError("first"), KeyError("second")
+        first.__context__, second.__cause__ = second, first
+        raise second
+
+    assert text_lines(fail)[-1] == "KeyError: 'second'"
+
+
+def test_o01_on_a_json_line_the_text_of_a_cause_takes_a_third_of_its_exceptions() -> None:
+    fields = json_fields(lambda: fail_after("x" * 250))
+    assert "x" * 50 in fields["traceback"] and "x" * 101 not in fields["traceback"]
+    assert "x" * 250 in json_fields(lambda: fail_with("x" * 250))["exception"]
+    assert "x" * 301 not in json_fields(lambda: fail_with("x" * 400))["exception"]
+
+
+def test_o01_on_a_json_line_a_traceback_has_two_shares_and_what_others_leave() -> None:
+    def fail(depth: int) -> None:
+        if depth:
+            return fail(depth - 1) if depth % 2 else fail_differently(depth)
+        raise ValueError("x" * 100)
+
+    def fail_differently(depth: int) -> None:
+        fail(depth - 1)
+
+    record = record_of(lambda: fail(20))
+    record.args = ("m" * 3000,)
+    crowded = json.loads(JsonFormatter().format(record))
+    record.args = ("m",)
+    alone = json.loads(JsonFormatter().format(record))
+    assert crowded["exception"].endswith("x" * 100)
+    assert len(crowded["traceback"]) == pytest.approx(2 * len(crowded["message"]), abs=20)
+    assert len(alone["traceback"]) == pytest.approx(len(crowded["traceback"]) + len(crowded["message"]), abs=40)
+    assert "^" not in alone["traceback"]
+
+
 def test_a_long_traceback_keeps_both_ends_and_says_that_it_was_cut() -> None:
     def fail(depth: int) -> None:
         if depth:

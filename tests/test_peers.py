@@ -150,6 +150,30 @@ def test_f15_what_is_in_use_goes_last_and_only_where_an_address_has_more_than_a_
     assert [crowd.displaced_by(f"c{at}") for at in range(5)] == [*rests[::-1], *in_use[:2], None]
 
 
+def test_f15_where_all_is_in_use_that_address_gives_way_that_has_the_most() -> None:
+    """A flood need only ask more often than others to be in use more than they, and a pool of 100 had lost 68."""
+    crowd = Crowd(POOL + 60)
+    pool = crowd.open("good", POOL + 1)
+    flood = crowd.open("flood", 59)
+    crowd.now += 100.0
+    for each in pool:
+        each.begun_at = crowd.now - 4.0
+    for each in flood:
+        each.begun_at = crowd.now
+    assert all(crowd.displaced_by(f"b{at}") in flood for at in range(25))
+
+
+@pytest.mark.parametrize("of_peer", [4, 5])
+def test_f15_what_is_in_use_goes_only_to_who_would_have_an_eighth(of_peer: int) -> None:
+    crowd = Crowd(POOL + 8 + of_peer)
+    crowd.open("a", POOL + 8)
+    crowd.open("b", of_peer)
+    crowd.now += USED - 0.1
+    for each in crowd.connections._peers._in_turn:
+        each.begun_at = crowd.now
+    assert (crowd.displaced_by("b") is not None) is (of_peer == 4)
+
+
 @pytest.mark.parametrize("is_first", [False, True])
 def test_f15_a_request_that_waits_for_its_turn_is_in_use_however_long(is_first: bool) -> None:
     """It had passed for one that rested or trickled, and pools lost requests in a crowd."""

@@ -191,6 +191,31 @@ async def test_f15_who_is_refused_and_lingers_keeps_nobody_out(autojump_clock: M
         assert crowded.served.tallies.connections_refused["displaced"] == 1
 
 
+@pytest.mark.parametrize("is_first", [False, True])
+async def test_f15_a_request_that_waits_for_its_turn_keeps_its_connection(
+    is_first: bool, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After 5 s it had passed for one that trickles, and beside a crowd a pool in use lost 70 requests."""
+    async with crowded_plane(8) as crowded:
+        connect = crowded.connect if is_first else crowded.connect_and_call
+        pool = [await connect("10.0.0.1") for _ in range(8)]
+        with monkeypatch.context() as nobodys_turn:
+            nobodys_turn.setattr("ingress.planes._turns.FRAMES_A_PASS", 0)
+            nobodys_turn.setattr(Turns, "_let_go", lambda turns: None)
+            crowded.served.plane._conversations.turns.left = 0
+            for caller in pool:
+                await caller.send_all(frame())
+            for _ in range(50):
+                await trio.lowlevel.checkpoint()
+            mock_clock.jump(USED + 1)
+            other = await crowded.connect_now("10.0.0.2")
+            for _ in range(50):
+                await trio.lowlevel.checkpoint()
+        assert await is_closed(other)
+        for caller in pool:
+            assert await read_acks(caller, 1) == [""]
+
+
 async def test_f14_f15_what_is_displaced_while_it_waits_for_its_turn_is_handed_over_no_further(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

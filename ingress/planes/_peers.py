@@ -1,9 +1,9 @@
 """What each address has open of a plane's connections, and which of them gives way to an address that has far fewer.
 
 Whoever opens all that there may be, and uses them as little as that takes, must not keep the others out; and whoever
-uses what it has must not lose it. So what is missed least gives way, whosever it is, if only that address has far more
-than the one that comes. Whatever there is, that takes a few steps: where thousands of connections come in a second,
-most find no room.
+uses what it has should not lose it. So what is missed least gives way, whosever it is, if only that address has far
+more than the one that comes; and where all is in use, of the address that has the most. Whatever there is, that takes a
+few steps: where thousands of connections come in a second, most find no room.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from ._silent import Silent
 # An address gives way to one that would have less than half of what it has: who comes takes no more than it leaves.
 FAR_MORE = 2
 
-# From here on it gives up requests that have not arrived whole: it costs a caller one, and the other one all of them.
+# From here on it gives up requests that have not arrived whole, and what is in use.
 VASTLY_MORE = 8
 
-# One that has been used since is in use; a request that began before is not in the middle of an ordinary one.
+# One that has been used since is in use; a request on it that began before is not in the middle of an ordinary one.
 USED = 5.0
 
 # An address with more than so many gives up what is in use, too, where there is nothing else: a request every few
 # seconds on each of thousands is cheap. What is left to it is a pool, whoever comes.
 POOL = 32
 
-# And one with more than so many requests that wait for us, for only a flood has as many that do.
+# And one with more than so many also what has sent a request that waits for its turn.
 FLOOD = 256
 
 # So many are looked at for each that comes, the next ones for the next. LOOKS at the least, for those that came
@@ -35,7 +35,7 @@ FLOOD = 256
 # what every connection takes.
 LOOKS, MOST_LOOKS = 32, 128
 
-# What is given up first, of each kind that whose second figure is the least. Useless is what never sent a request, and
+# What is given up first, of each kind that whose next figures are the least. Useless is what never sent a request, and
 # what sends junk.
 _USELESS, _RESTING, _UNFINISHED, _UPLOAD, _IN_USE = range(5)
 
@@ -90,7 +90,7 @@ class Peers:
     def least_missed(self, newcomer: Peer | None, now: float) -> Connection | None:
         """Return which connection gives way to one of another address, which has ``newcomer`` open so far; or None."""
         wanted = 1 if newcomer is None else newcomer.open + 1
-        ranked = list[tuple[tuple[int, float], int, Connection]]()
+        ranked = list[tuple[tuple[float, ...], int, Connection]]()
         is_found = False
         for look in range(min(len(self._in_turn), MOST_LOOKS)):
             if is_found and look >= LOOKS:
@@ -104,7 +104,7 @@ class Peers:
         return next((connection for _, _, connection in ranked if not _may_have_asked(connection)), None)
 
 
-def _rank_of(connection: Connection, wanted: int, now: float) -> tuple[int, float] | None:
+def _rank_of(connection: Connection, wanted: int, now: float) -> tuple[float, ...] | None:
     """Return how much a connection would be missed; None where it does not give way to an address with ``wanted``."""
     has = 0 if connection.peer is None else connection.peer.open
     phase, begun_at = connection.phase, connection.begun_at
@@ -116,7 +116,7 @@ def _rank_of(connection: Connection, wanted: int, now: float) -> tuple[int, floa
     has_vastly_more = has >= VASTLY_MORE * wanted
     if waits or (was_taken and now - begun_at < USED):
         is_in_a_crowd = has > (FLOOD if waits else POOL)
-        return (_IN_USE, now if waits else begun_at) if has_vastly_more and is_in_a_crowd else None
+        return (_IN_USE, -has, now if waits else begun_at) if has_vastly_more and is_in_a_crowd else None
     if phase == RESTS:
         return _RESTING, begun_at
     if not has_vastly_more:
