@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 TRACEBACK = "traceback"
-"""The field that has two shares of a line, and of which the end is kept."""
+"""The field that has two shares of a line."""
 
 # A text that is too long is cut to no less, and has this at the cut.
 _LEAST_SHARE = 64
@@ -18,7 +18,7 @@ def fitted(fields: dict[str, Any], size: int) -> str:
     """Return the object as a line of less than ``size`` bytes.
 
     What is longer than its share of them is cut: texts in their middle, for both ends say something, and tracebacks,
-    which have two shares, at their head.
+    which have two shares, at their head; but those of groups in their middle, for their members come last.
     """
     for key, value in fields.items():
         if isinstance(value, str) and not value.isascii():
@@ -52,8 +52,9 @@ def _shares_of(key: str) -> int:
 
 
 def _cut(text: str, room: int, *, is_traceback: bool) -> str:
-    head = "" if is_traceback else json_beginning(text, room // 2)
-    tail = json_beginning(text[::-1], room if is_traceback else room // 2)[::-1]
+    is_end_enough = is_traceback and "+ Exception Group Traceback" not in text
+    head = "" if is_end_enough else json_beginning(text, room // 2)
+    tail = json_beginning(text[::-1], room if is_end_enough else room // 2)[::-1]
     return f"{head}…{tail}"
 
 

@@ -14,6 +14,9 @@ _FIRST_TEXT_LINES, _LAST_TEXT_LINES = 6, 3
 # Groups of exceptions that share members are trees of any size.
 _MOST_EXCEPTIONS = 100
 
+# Of a longer name of a file its end is kept.
+_MAX_NAME = 120
+
 _MARK = "| "
 
 
@@ -36,7 +39,7 @@ def format_traceback(failure: BaseException, cut: Cut, size: int, other_size: in
     waiting = [whole]
     while waiting:
         each = waiting.pop()
-        _keep_names_on_their_lines(each)
+        _tame_names(each, cut)
         if isinstance(each.__notes__, list):
             notes = "\n".join(map(_text_of, each.__notes__))
             each.__notes__ = [_MARK + line for line in _shortened(notes, cut, size if each is whole else other_size)]
@@ -47,12 +50,12 @@ def format_traceback(failure: BaseException, cut: Cut, size: int, other_size: in
     return _lines_of(chunks, cut, other_size), _lines_of(text, cut, size)
 
 
-def _keep_names_on_their_lines(exception: traceback.TracebackException) -> None:
-    """Escape line breaks where none are expected: names of files and functions may be a caller's, too."""
+def _tame_names(exception: traceback.TracebackException, cut: Cut) -> None:
+    """Keep names of files and functions on their lines, and leave room beside them: they may be a caller's, too."""
     for frame in exception.stack:
-        frame.filename, frame.name = _on_one_line(frame.filename), _on_one_line(frame.name)
+        frame.filename, frame.name = _tame(frame.filename, cut), _tame(frame.name, cut)
     if getattr(exception, "filename", None):  # of what is no Python
-        exception.filename = _on_one_line(str(exception.filename))
+        exception.filename = _tame(str(exception.filename), cut)
     if getattr(exception, "text", None):
         exception.text = _MARK + _on_one_line(str(exception.text))
         for name in ("offset", "end_offset"):
@@ -94,6 +97,11 @@ def _shortened(text: str, cut: Cut, size: int) -> list[str]:
     if left_out > 1:
         lines[_FIRST_TEXT_LINES:-_LAST_TEXT_LINES] = [f"…({left_out} lines)"]
     return lines
+
+
+def _tame(name: str, cut: Cut) -> str:
+    end = cut(name[::-1], _MAX_NAME)[::-1]
+    return _on_one_line(end if len(end) == len(name) else f"…{end}")
 
 
 def _on_one_line(text: str) -> str:

@@ -110,6 +110,30 @@ def test_o01_as_json_neither_ids_nor_messages_nor_texts_leave_nothing_of_the_fra
     assert fields["request_id"].startswith(text[0])
 
 
+@pytest.mark.parametrize("text", ["a" * 200, "\U0001f600" * 200])
+def test_o01_a_group_of_what_was_never_raised_keeps_where_it_was(text: str) -> None:
+    """Eight texts of 40 characters had left no frame on a JSON line."""
+
+    def collect() -> None:
+        raise ExceptionGroup("invalid", [ValueError(text) for _ in range(8)])
+
+    record = record_of(collect)
+    record.args = (text * 10,)
+    with request_scope(text):
+        fields = json.loads(JsonFormatter().format(record))
+    assert "test_log_tracebacks.py" in fields["traceback"]
+    assert any(", in collect" in line for line in text_lines(collect))
+
+
+@pytest.mark.parametrize("name", ["n" * 900, "\U0001f600" * 900])
+def test_o01_a_long_name_of_a_file_leaves_line_and_function(name: str) -> None:
+    def fail() -> None:
+        types.FunctionType((lambda: 1 / 0).__code__.replace(co_filename=name, co_name="render"), {})()
+
+    assert ", in render" in json_fields(fail)["traceback"]
+    assert any(line.endswith(", in render") for line in text_lines(fail))
+
+
 @pytest.mark.parametrize(
     "fail",
     [
