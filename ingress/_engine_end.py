@@ -50,9 +50,11 @@ async def close_engine(chunks: types.AsyncGeneratorType[Any, None]) -> BaseExcep
     except BaseException as exc:
         # A nursery that was open across a yield wraps the GeneratorExit of aclose in a group.
         error: BaseException | None = exc
-        if is_a(exc, BaseExceptionGroup) and any(is_a(each, GeneratorExit) for each in leaves_of(exc)):
-            rest = [each for each in leaves_of(exc) if not is_a(each, GeneratorExit)]
-            error = BaseExceptionGroup("engine's cleanup", rest) if rest else None
+        if is_a(exc, BaseExceptionGroup):
+            leaves = list(leaves_of(exc))
+            rest = [each for each in leaves if not is_a(each, GeneratorExit)]
+            if len(rest) < len(leaves):
+                error = BaseExceptionGroup("engine's cleanup", rest) if rest else None
         if error is not None and is_cancellation(error):
             raise
         return error

@@ -10,7 +10,7 @@ from typing import TypeGuard, TypeVar
 import trio
 
 from ._signals import is_ctrl_c
-from ._text import printable, quoted
+from ._text import printable, quoted, safe_str
 from .errors import (
     DialBackRefused,
     IngressError,
@@ -117,10 +117,7 @@ def class_name(failure: BaseException) -> str:
 
 def text_of(failure: BaseException) -> str:
     """The exception's own text, fit for any codec: of bounded length, and without lone surrogates."""
-    try:
-        text = str.__str__(str(failure))  # a subclass of str may do anything
-    except BaseException:  # an exception class of the engine whose __str__ fails must not cost the caller its answer
-        text = "(its text cannot be shown)"
+    text = safe_str(failure)
     if len(text) > MAX_ERROR_TEXT:
         text = f"{text[:MAX_ERROR_TEXT]}…({len(text)} characters)"
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()

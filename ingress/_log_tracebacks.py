@@ -9,6 +9,8 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable
 
+from ._text import safe_str
+
 _FIRST_TEXT_LINES, _LAST_TEXT_LINES = 6, 3
 
 # Groups of exceptions that share members are trees of any size.
@@ -18,7 +20,6 @@ _MOST_EXCEPTIONS = 100
 _MAX_NAME = 120
 
 _MARK = "| "
-
 
 Cut = Callable[[str, int], str]
 """Returns as much of a text's beginning as takes so many bytes."""
@@ -41,7 +42,7 @@ def format_traceback(failure: BaseException, cut: Cut, size: int, other_size: in
         each = waiting.pop()
         _tame_names(each, cut)
         if isinstance(each.__notes__, list):
-            notes = "\n".join(map(_text_of, each.__notes__))
+            notes = "\n".join(map(safe_str, each.__notes__))
             each.__notes__ = [_MARK + line for line in _shortened(notes, cut, size if each is whole else other_size)]
         waiting += [*(each.exceptions or ()), *filter(None, (each.__cause__, each.__context__))]
     text, chunks = list(whole.format_exception_only()), list(whole.format())
@@ -59,8 +60,8 @@ def _tame_names(exception: traceback.TracebackException, cut: Cut) -> None:
     if getattr(exception, "text", None):
         exception.text = _MARK + _on_one_line(str(exception.text))
         for name in ("offset", "end_offset"):
-            if offset := getattr(exception, name):
-                setattr(exception, name, offset + len(_MARK))
+            if (getattr(exception, name) or 0) > 0:  # -1 is unknown
+                setattr(exception, name, getattr(exception, name) + len(_MARK))
 
 
 def _has_too_many(failure: BaseException) -> bool:
@@ -106,10 +107,3 @@ def _tame(name: str, cut: Cut) -> str:
 
 def _on_one_line(text: str) -> str:
     return text.rstrip("\n").replace("\n", "\\n")
-
-
-def _text_of(note: object) -> str:
-    try:
-        return str(note)
-    except Exception:
-        return "(its text cannot be shown)"

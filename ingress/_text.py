@@ -13,6 +13,14 @@ import trio
 CLIP = 200
 
 
+def safe_str(value: object) -> str:
+    """Return the text of anything; what says nothing of itself must not cost others their answers and lines."""
+    try:
+        return str.__str__(str(value))  # a subclass of str may do anything
+    except BaseException:
+        return "(its text cannot be shown)"
+
+
 def printable(text: object, limit: int = CLIP) -> str:
     """Return the text with control, bidi and separator characters escaped, clipped with its length named.
 
