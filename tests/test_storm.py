@@ -332,9 +332,11 @@ async def test_a_thousand_streams_cancelled_at_random_instants_leave_no_engine_t
         await settles(lambda: threading.active_count() <= threads + STREAMS, True)
         stage.assert_nothing_left()
 
-        # Every request has one end, and nothing of it was an error but callers that could not be dialled any more.
+        # Every request has one end, and nothing of it was an error but callers that could not be dialled any more. What
+        # the killed ones had sent, and nobody had looked at yet, is no request any more.
         outcomes = stage.outcomes()
-        assert sum(outcomes.values()) == STREAMS + 1
+        assert sum(outcomes.values()) == stage.sample("requests_total")
+        assert 0 <= STREAMS + 1 - sum(outcomes.values()) < KILLED_CALLERS * STREAMS_OF_A_KILLED_CALLER / 4
         assert {outcome for outcome, _ in outcomes} <= {"completed", "cancelled", "failed"}
         assert {reason for outcome, reason in outcomes if outcome == "failed"} <= {"response_stream"}
         assert {reason for outcome, reason in outcomes if outcome == "cancelled"} == {"stop", "kill", "disconnect"}

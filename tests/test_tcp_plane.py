@@ -24,7 +24,7 @@ from ingress._failures import refusal_text
 from ingress._network import TcpNetwork, TcpStream
 from ingress._tallies import Tallies
 from ingress.abc import PlaneOptions, Push
-from ingress.planes._turns import FRAMES_A_PASS, FRAMES_A_TURN, Turns
+from ingress.planes._turns import FRAMES_A_PASS, FRAMES_A_TURN, TAKEN, Turns
 from ingress.planes.tcp import TcpRequestPlane
 from ingress.testing import MemoryNetwork
 from ingress.wire.request_frame import AckDecoder, encode_request_frame
@@ -166,6 +166,32 @@ async def test_f18_beside_a_thousand_that_flood_others_wait_for_few_frames_on_ne
         assert served.tallies.connections_open == 2  # who waited for a turn has ended
 
 
+async def test_f18_a_request_that_is_taken_counts_for_what_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serve_plane() as served:
+        served.receiver.answers["no"] = "Server unavailable: no"
+        turns, expected_to_count = served.plane._conversations.turns, list[int]()
+        wait = turns.wait
+
+        async def note_wait(*, is_bulk: bool, expected: int) -> int:
+            expected_to_count.append(expected)
+            turns.left = 100
+            return await wait(is_bulk=is_bulk, expected=expected)
+
+        monkeypatch.setattr(turns, "wait", note_wait)
+        for path, counts in (("p", TAKEN), ("no", 1)):
+            stream = await served.connect()
+            await wait_all_tasks_blocked()
+            for ever in (TAKEN, counts):  # of a new connection nobody knows what it sends
+                turns.left = 0
+                await stream.send_all(frame(path))
+                await read_acks(stream, 1)
+                assert expected_to_count.pop() == ever
+            turns.left = 100
+            await stream.send_all(frame(path) * 3)
+            await read_acks(stream, 3)
+            assert turns.left == 100 - 3 * counts
+
+
 async def test_f13_waiting_for_a_turn_is_not_the_callers_time(
     mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,9 +199,9 @@ async def test_f13_waiting_for_a_turn_is_not_the_callers_time(
         turns = served.plane._conversations.turns
         wait = turns.wait
 
-        async def wait_long(*, is_bulk: bool) -> int:
+        async def wait_long(*, is_bulk: bool, expected: int) -> int:
             mock_clock.jump(40)
-            return await wait(is_bulk=is_bulk)
+            return await wait(is_bulk=is_bulk, expected=expected)
 
         monkeypatch.setattr(turns, "wait", wait_long)
         stream = await served.connect()
@@ -193,7 +219,7 @@ async def test_f18_the_rest_of_a_large_frame_waits_for_no_turn(monkeypatch: pyte
     async with serve_plane() as served:
         turns, waited = served.plane._conversations.turns, list[bool]()
 
-        async def wait(*, is_bulk: bool) -> int:
+        async def wait(*, is_bulk: bool, expected: int) -> int:
             waited.append(is_bulk)
             return FRAMES_A_TURN
 

@@ -34,7 +34,7 @@ from ._connection import BEGUN, HELD, NEVER, RESTS, WAITS, Connection
 from ._connections import Connections
 from ._incomplete import LARGE_FRAME, IncompleteFrames
 from ._peers import USED
-from ._turns import FRAMES_A_TURN, Turns
+from ._turns import FRAMES_A_TURN, TAKEN, Turns
 
 logger = logging.getLogger("ingress.planes.tcp")
 
@@ -194,7 +194,10 @@ class _Conversation:
         connection.phase = WAITS
         waits_from = trio.current_time()
         surplus = decoder.held_bytes - decoder.announced_size
-        frames = await self._shared.turns.wait(is_bulk=surplus >= _FIRST_READ_SIZE)
+        is_junk_expected = connection.is_proven and connection.taken_at == NEVER
+        frames = await self._shared.turns.wait(
+            is_bulk=surplus >= _FIRST_READ_SIZE, expected=1 if is_junk_expected else TAKEN
+        )
         connection.begun_at += trio.current_time() - waits_from  # what is due is its caller's part
         return frames
 
@@ -222,6 +225,7 @@ class _Conversation:
                 acks += encode_ack(text)
                 if not text:
                     connection.taken_at = connection.begun_at
+                    left -= TAKEN - 1
                 elif not text.startswith(OVERLOADED_PREFIX) or connection.begun_at - connection.taken_at >= USED:
                     connection.taken_at = NEVER  # to find no room is no fault of its caller's, for a while
                 left -= 1
