@@ -51,6 +51,59 @@ async def test_f15_one_peer_leaves_the_others_their_quarter() -> None:
     assert not connections._peers._by_address and not connections._silent
 
 
+@pytest.mark.parametrize(
+    ("addresses", "of_each", "left"),
+    [(1, 6144, 2048), (2, 3511, 1170), (20, 403, 134), (100, 82, 32), (1500, 6, 32), (2041, 4, 28)],
+)
+def test_f15_the_fewer_places_are_left_the_fewer_an_address_may_have(addresses: int, of_each: int, left: int) -> None:
+    """A hundred addresses with 82 connections in use each had kept out a third to a half of all others."""
+    connections = Connections(8192, 6144, Tallies(), now=lambda: 0.0)
+    let_in = 1
+    while let_in:
+        let_in = sum(enter(connections, f"a{at}")[0] is not None for at in range(addresses))
+    of_peers = [peer.open for peer in connections._peers._by_address.values()]
+    assert max(of_peers) == of_each and min(of_peers) >= of_each - 1
+    assert left <= 8192 - connections._tallies.connections_open <= left + 1
+    admit(connections, "new")
+
+
+def test_f15_who_finds_no_room_for_what_it_has_is_told_so() -> None:
+    connections = Connections(100, 75, Tallies(), now=lambda: 0.0)
+    for peer, count in (("a", 60), ("b", 30)):
+        for _ in range(count):
+            admit(connections, peer)
+    assert enter(connections, "b") == (None, None)
+    assert connections.describe_full("b") == "30 of its address are open, and of all no more than 10 are left"
+    assert connections._tallies.connections_refused["peer"] == 1
+
+
+@pytest.mark.parametrize(
+    ("most", "of_peer", "alone", "beside_others"), [(100, 50, 50, 8), (100, 75, 75, 8), (100, 90, 90, 9), (8, 8, 8, 8)]
+)
+def test_f15_an_address_that_is_alone_may_have_what_it_is_given(
+    most: int, of_peer: int, alone: int, beside_others: int
+) -> None:
+    for others, has in ((0, alone), (most - 10, beside_others)):
+        connections = Connections(most, of_peer, Tallies(), now=lambda: 0.0)
+        for at in range(others):
+            admit(connections, f"{at}")
+        assert sum(enter(connections, "a")[0] is not None for _ in range(most)) == has
+
+
+async def test_f15_who_has_its_share_displaces_nobody_who_has_as_few(autojump_clock: MockClock) -> None:
+    """There is a place for whoever has."""
+    connections = Connections(16, 12, Tallies())
+    good = admit(connections, "good")
+    silent = admit(connections, "a")
+    for peer in "babababababa":
+        connections.prove(admit(connections, peer))
+    await trio.sleep(2 * MAX_SILENCE)
+    assert enter(connections, "b") == (None, None)  # which has six; two places are left
+    assert good.is_open
+    connections.prove(good)
+    assert enter(connections, "b")[1] is silent  # "a" has seven
+
+
 async def test_f14_f15_the_longest_silent_connection_gives_way(autojump_clock: MockClock) -> None:
     connections = make(4, of_peer=4)
     first, second = admit(connections, "10.0.0.1"), admit(connections, "10.0.0.2")
@@ -169,7 +222,7 @@ class ConnectionBook(RuleBasedStateMachine):
             self.open.append(connection)
         else:
             of_peer = sum(each.peer_host == peer for each in self.open) if peer else 0
-            assert len(self.open) == 6 or of_peer == 4
+            assert len(self.open) == 6 or of_peer == 4 or of_peer >= 3 * (6 - len(self.open))
 
     @rule(at=st.integers(0, 5))
     def prove(self, at: int) -> None:
