@@ -1,13 +1,17 @@
 """Admission: N requests in the engine, Q more in line, and an immediate refusal for the rest.
 
 Never refuses while a slot is free, never holds more than N + Q, and lets the line in order. A policy may refuse more,
-as may a limit for each peer and a watermark of memory.
+as may a limit for each peer and a watermark of memory. Where no slot is free, a request that waits to be decoded, or
+for its caller to be reached, may have to give its own to an address that has fewer; no more than N / 8 are being told
+so at a time.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter, OrderedDict
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import trio
 
@@ -16,14 +20,20 @@ from ._failures import class_name, describe_failure, must_pass
 from ._memory_watermark import MemoryWatermark
 from ._request_memory import SMALL_REQUEST, HeldMemory, RequestMemory
 from ._text import RateLimitedLogger, printable
+from ._unstarted import Unstarted
 from .abc import AdmissionPolicy, Arrival
-from .errors import Overloaded, PolicyFailed, QueueDeadlinePassed
+from .errors import Overloaded, PolicyFailed, QueueDeadlinePassed, ResponseStreamError
 
 logger = logging.getLogger("ingress.admission")
 
 # Dynamo's own default is 10,000 running and 40,000 queued; a Python engine is better told early (docs/design.md).
 DEFAULT_ENGINE_REQUEST_LIMIT = 2048
 DEFAULT_REQUEST_QUEUE_LIMIT = 0
+
+_GAVE_WAY = "worker at capacity, and others have fewer requests"
+
+# Seconds of a dial before its request gives its slot up. Its caller is not told; most are reached in a part of that.
+_DIAL_PATIENCE = 0.5
 
 # What a policy may say to a caller; callers log and show it.
 _MAX_POLICY_TEXT = 200
@@ -73,7 +83,8 @@ class Admission:
         self._memory = memory
         self.request_memory = RequestMemory() if request_memory is None else request_memory
         self.descriptors = StreamDescriptors() if descriptors is None else descriptors
-        self._of_peers: Counter[str] = Counter()  # only those that hold something, and only where there is a limit
+        self._of_peers: dict[str, int] = {}  # only those that hold something
+        self.unstarted = Unstarted(engine_request_limit)
         self._line: OrderedDict[Slot, None] = OrderedDict()
         # Whose deadline has passed and who are being told so: out of the line's order, still in its places, so that
         # no crowd of them can grow beside it.
@@ -99,16 +110,11 @@ class Admission:
             Overloaded: both are full, the peer has its share, descriptors or memory are short, or the policy refuses.
             PolicyFailed: the policy raised something else.
         """
-        is_granted = self.running < self.engine_request_limit
-        refusal = None
-        if not is_granted and self.queued >= self.request_queue_limit:
-            refusal = "worker at capacity"
-        elif self.max_inflight_per_peer is not None and self._of_peers.get(peer or "", 0) >= self.max_inflight_per_peer:
-            refusal = f"{self.max_inflight_per_peer} requests of one caller are in flight"
-        elif (descriptors := self.descriptors).held + streams > descriptors.limit:
-            refusal = "worker is short of descriptors"
-        elif self._memory is not None and self._memory.is_exceeded(size):
-            refusal = "worker is short of memory"
+        refusal = giving_way = None
+        if self.running >= self.engine_request_limit and self.queued >= self.request_queue_limit:
+            giving_way = None if peer is None else self.unstarted.least_missed(peer, self._of_peers)
+            refusal = "worker at capacity" if giving_way is None else None
+        refusal = refusal or self._shortage(peer, size, streams)
         held, memory = None, self.request_memory
         if refusal is None and (size > SMALL_REQUEST or memory.held > memory.half):
             try:
@@ -125,22 +131,38 @@ class Admission:
                 if held is not None:
                     held.release()
                 raise
+        if giving_way is not None:
+            self.unstarted.give_up(giving_way)
+            giving_way.release()
+        is_granted = self.running < self.engine_request_limit
         slot = Slot(self, arrival, peer, streams, held, is_granted=is_granted)
         self.descriptors.held += streams
         if is_granted:
             self.running += 1
         else:
             self._line[slot] = None
-        if self.max_inflight_per_peer is not None and peer is not None:
-            self._of_peers[peer] += 1
+        if peer is not None:
+            self._of_peers[peer] = self._of_peers.get(peer, 0) + 1
         return slot
+
+    def _shortage(self, peer: str | None, size: int, streams: int) -> str | None:
+        """Say what there is too little of for a request, slots and its bytes apart; None where there is enough."""
+        of_peer, descriptors = self.max_inflight_per_peer, self.descriptors
+        if of_peer is not None and self._of_peers.get(peer or "", 0) >= of_peer:
+            return f"{of_peer} requests of one caller are in flight"
+        if descriptors.held + streams > descriptors.limit:
+            return "worker is short of descriptors"
+        if self._memory is not None and self._memory.is_exceeded(size):
+            return "worker is short of memory"
+        return None
 
     def leave(self, slot: Slot) -> None:
         """Give up what the slot holds; the first in line moves up. Called by :meth:`Slot.release`."""
-        if slot.peer is not None and slot.peer in self._of_peers:
-            self._of_peers[slot.peer] -= 1
-            if not self._of_peers[slot.peer]:
-                del self._of_peers[slot.peer]
+        if (peer := slot.peer) is not None:
+            if left := self._of_peers[peer] - 1:
+                self._of_peers[peer] = left
+            else:
+                del self._of_peers[peer]
         if not slot.is_granted:
             self._line.pop(slot, None)
             self._overdue.discard(slot)
@@ -233,6 +255,40 @@ class Slot:
             self._admission.expire(self)
             raise QueueDeadlinePassed(f"no slot became free within {deadline:g} s")
 
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Inside it the request waits to be decoded, and may have to give its slot to another address.
+
+        Raises:
+            Overloaded: it had to.
+        """
+        with self._giving_way(0.0) as waiting:
+            yield
+        if waiting.cancel_called:
+            raise Overloaded(_GAVE_WAY)
+
+    @contextmanager
+    def dialling(self) -> Iterator[None]:
+        """Inside it the request's caller is dialled; where that takes long, as :meth:`decoding`.
+
+        Raises:
+            ResponseStreamError: it had to.
+        """
+        with self._giving_way(_DIAL_PATIENCE) as waiting:
+            yield
+        if waiting.cancel_called:
+            raise ResponseStreamError(f"dial-back given up: {_GAVE_WAY}")
+
+    @contextmanager
+    def _giving_way(self, patience: float) -> Iterator[trio.CancelScope]:
+        unstarted = self._admission.unstarted
+        with trio.CancelScope() as waiting:
+            unstarted.add(self, waiting, patience=patience)
+            try:
+                yield waiting
+            finally:
+                unstarted.discard(self)
+
     def open_memory(self) -> HeldMemory:
         """Return the request's account of memory."""
         if self.held_memory is None:
@@ -252,6 +308,8 @@ class Slot:
         """Release it and let go of the rest, as far as that has not been done."""
         self.release()
         self.let_go()
+        if untold := self._admission.unstarted.untold:
+            untold.discard(self)
 
     def release(self) -> None:
         """Give the right to run back, or the place in line."""

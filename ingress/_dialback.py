@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 from collections.abc import AsyncIterable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -49,15 +50,20 @@ class DialBacks:
     limits: StreamLimits = DEFAULT_STREAM_LIMITS
 
     def of_request(
-        self, context: RequestContext, peer_host: str | None, open_memory: Callable[[], HeldMemory]
+        self,
+        context: RequestContext,
+        peer_host: str | None,
+        open_memory: Callable[[], HeldMemory],
+        dialling: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> DialBack:
         """Return the dial-backs of one request.
 
         Args:
             peer_host: who sent it; None where it is not known.
             open_memory: returns the request's account of memory.
+            dialling: what each dial that has to wait is waited for in; it may end the wait, and raise.
         """
-        return DialBack(self, context, peer_host, open_memory)
+        return DialBack(self, context, peer_host, open_memory, dialling)
 
 
 class DialBack:
@@ -72,7 +78,7 @@ class DialBack:
 
     # Of this and what else an open stream has there may be thousands.
     __slots__ = (
-        *("_caller", "_context", "_inputs", "_is_graceful", "_open", "_peer_host"),
+        *("_caller", "_context", "_dialling", "_inputs", "_is_graceful", "_open", "_peer_host"),
         *("open_memory", "shared"),
     )
 
@@ -82,12 +88,14 @@ class DialBack:
         context: RequestContext,
         peer_host: str | None,
         open_memory: Callable[[], HeldMemory],
+        dialling: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.shared = shared
         self.open_memory = open_memory
         """Returns the request's account of memory."""
         self._context = context
         self._peer_host = peer_host
+        self._dialling = dialling
         self._open: list[trio.abc.Stream] = []
         self._caller: _Caller | None = None
         self._inputs: tuple[tuple[RequestInput[Any], trio.CancelScope], ...] = ()
@@ -170,10 +178,11 @@ class DialBack:
                 started.close()
                 if guard.limits.is_line_long(self._peer_host, target):
                     raise ResponseStreamError(f"dial-back to {target.host}:{target.port} not accepted at once")
-        if turn is None:
-            turn, started = await guard.limits.take_turn(self._peer_host, target), None
-        stream = await self._connect_in_turn(turn, target, started)
-        self._open.append(stream)
+        with self._dialling():
+            if turn is None:
+                turn, started = await guard.limits.take_turn(self._peer_host, target), None
+            stream = await self._connect_in_turn(turn, target, started)
+            self._open.append(stream)
         return stream
 
     def _begin_to_connect(self, target: SocketAddress) -> TcpStream | TcpConnect | None:

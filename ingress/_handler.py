@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 from typing import Any
 
@@ -30,6 +31,7 @@ from .abc import Engine, IngressDispatch
 from .bodies import is_wait_expected
 from .errors import (
     GenerateError,
+    Overloaded,
     PublishError,
     QueueDeadlinePassed,
     RequestMemoryExhausted,
@@ -48,6 +50,9 @@ logger = logging.getLogger("ingress.handler")
 GOODBYE_TIMEOUT = 1.25
 
 _NO_METADATA: Mapping[str, str] = MappingProxyType({})
+
+# What a request is decoded in that need not wait for others.
+_AT_ONCE = nullcontext()
 
 HealthNotifier = Callable[[], None]
 
@@ -157,7 +162,8 @@ class PushHandler:
         )
 
     async def _handle(self, admitted: AdmittedPush, context: RequestContext) -> None:
-        dial_back = self._dial_backs.of_request(context, admitted.peer_host, admitted.slot.open_memory)
+        slot = admitted.slot
+        dial_back = self._dial_backs.of_request(context, admitted.peer_host, slot.open_memory, slot.dialling)
         async with dial_back:
             response = Response(
                 dial_back,
@@ -187,7 +193,7 @@ class PushHandler:
                 finally:
                     self._ledger.settle(context, response, guard)
                     response.let_go()
-            admitted.slot.release()
+            slot.release()
             self.open_requests.discard(context)
             if response.is_whole:
                 dial_back.let_caller_close_first()
@@ -203,22 +209,21 @@ class PushHandler:
         if admitted.slot.is_granted:
             self.metrics.observe_permit_wait(0.0)
         else:
-            try:
-                await admitted.slot.wait_granted()
-            except QueueDeadlinePassed as exc:
-                admitted.payload = b""
-                event = error_event_of(exc)
-                self._ledger.refused_late(response, context, exc, QUEUE_DEADLINE)
+            event = await self._wait_in_line(admitted, context, response)
             self.metrics.observe_permit_wait(trio.current_time() - guard.started)
         # 2. Parse. A body that cannot be read is told to the caller, once there is a stream to tell it on. Where it has
         #    to wait for others the stream comes first: a caller that leaves meanwhile is heard, and holds nothing.
+        decoding: AbstractContextManager[None] = _AT_ONCE
         if is_wait_expected(admitted.size):
             await response.open()
             response.writer.flush()
+            decoding = admitted.slot.decoding()
         try:
             if event is None:
-                request = await self._parse(admitted, response)
-        except RequestMemoryExhausted as exc:
+                with decoding:
+                    request = await self._parse(admitted, response)
+        except Overloaded as exc:
+            admitted.drop_payload()
             event = error_event_of(exc)
             self._ledger.refused_late(response, context, exc, OVERLOADED)
         except BaseException as exc:  # also what a shape did not mean to raise: the caller is told all the same
@@ -246,6 +251,18 @@ class PushHandler:
             self._ledger.failed(response, context, GenerateError("engine yielded an error event"), "generate")
         elif event is None:
             self._notify()
+
+    async def _wait_in_line(
+        self, admitted: AdmittedPush, context: RequestContext, response: Response
+    ) -> ErrorEvent | None:
+        """Wait for the slot; returns what to tell where it does not come in time."""
+        try:
+            await admitted.slot.wait_granted()
+        except QueueDeadlinePassed as exc:
+            admitted.drop_payload()
+            self._ledger.refused_late(response, context, exc, QUEUE_DEADLINE)
+            return error_event_of(exc)
+        return None
 
     async def _parse(self, admitted: AdmittedPush, response: Response) -> Any:
         """Return the request for the engine.

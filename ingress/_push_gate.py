@@ -45,6 +45,12 @@ class AdmittedPush:
     failure: IngressError | None = None
     """What the caller is told instead of an answer."""
 
+    def drop_payload(self) -> None:
+        """Hold the payload no longer: nobody will read it."""
+        self.payload = b""
+        if (held := self.slot.held_memory) is not None:
+            held.drop_payload()
+
     @property
     def sent_at_ns(self) -> int | None:
         """When a frontend says that it has sent the request, in nanoseconds since 1970; None where none says so."""

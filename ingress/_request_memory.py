@@ -193,9 +193,13 @@ class HeldMemory:
         Does nothing of a payload that was not counted.
         """
         if self._of_payload:
-            self.give_back(self._of_payload)
-            self._of_payload = 0
+            self.drop_payload()
             self.keep(request, await self.take_value(request, size, weight))
+
+    def drop_payload(self) -> None:
+        """Hold the payload no longer."""
+        self.give_back(self._of_payload)
+        self._of_payload = 0
 
     def keep(self, value: Any, weight: int) -> None:
         """Keep a value that is held already until the request has ended, if it is large: it is freed in its turn then.

@@ -225,7 +225,8 @@ class AdmissionPolicy(ABC):
 
     @abstractmethod
     def admit(self, arrival: Arrival, load: Load) -> None:
-        """Return to let the request in; asked only where there is a slot or a place in line.
+        """Return to let the request in; asked only where there is a slot or a place in line, or another request would
+        give its own up, whose ``release`` comes after.
 
         Raises:
             Overloaded: refuse, as a worker that is full does; the text goes to the caller.
@@ -374,8 +375,9 @@ class PlaneOptions:
     for, 8,192 at most; what is asked for is had as far as a quarter of that room remains for answers."""
 
     max_connections_per_peer: int | None = field(default=None, validator=optional(a_count))
-    """How many of one address; None for three quarters. At either limit the oldest connection that has not sent a whole
-    request within 10 seconds makes room, unless it sends a large one, 64 KiB in each 10 seconds at least."""
+    """How many of one address; None for three quarters. With no more than that it may have three times as many as are
+    left at most. At any limit the oldest connection that has not sent a whole request within 10 seconds makes room,
+    unless it sends a large one, 64 KiB in each 10 seconds at least."""
 
     max_incomplete_bytes: int | None = field(default=None, validator=optional(a_count))
     """Bytes of requests of more than 64 KiB that have not arrived whole, of all callers; None for an eighth of the

@@ -30,6 +30,7 @@ TABLE: tuple[tuple[str, ...], ...] = (
         "_shares",
         "_signals",
         "_socket_options",
+        "_unstarted",
         "_version",
     ),
     (
