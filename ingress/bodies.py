@@ -24,6 +24,9 @@ T = TypeVar("T")
 SMALL_BODY = 4 * 1024
 SECONDS_A_BYTE = 1e-7
 
+# Of JSON, whose values can be told from the bytes of their texts: most bodies are little else.
+_SECONDS_A_BYTE_OF_TEXT, _SECONDS_A_VALUE = 5e-9, 1e-7
+
 # Bodies from here on are decoded one after the other, and in steps between which the event loop has a turn. With the
 # interpreter in the hands of a decoder for most of the time, each system call of the loop was a wait for a step: among
 # ten such bodies the loop was late by 0.5 to 1 s.
@@ -50,7 +53,9 @@ async def decode_body(decode: Callable[[bytes], T], body: bytes) -> tuple[T, int
     if len(body) <= SMALL_BODY:
         return decode(body), None
     if len(body) <= LARGE_BODY:
-        return await work_in_turn(partial(decode, body), len(body)), None
+        work = heavy_work()
+        expected = _seconds_to_decode(body) if work.is_wait_expected else len(body) * SECONDS_A_BYTE
+        return await work.do(partial(decode, body), expected), None
     return await work_in_turn(partial(_decode_and_weigh, decode, body), len(body))
 
 
@@ -72,6 +77,15 @@ async def work_in_turn(work: Callable[[], T], size: int, *, is_of_engine: bool =
         # Nobody waits for a thread whose caller has gone: it ends by itself, and keeps its place until then.
         await trio.to_thread.run_sync(job.run, limiter=line.thread, abandon_on_cancel=True)
     return job.result()
+
+
+def _seconds_to_decode(body: bytes) -> float:
+    """Estimate how long a body takes, of JSON by what stands between its values; so that long texts count as short."""
+    worst = len(body) * SECONDS_A_BYTE
+    if body[:1] not in (b"{", b"["):  # nor does a map or list of msgpack begin so
+        return worst
+    values = sum(map(body.count, (b",", b":", b"[", b"{")))
+    return min(worst, len(body) * _SECONDS_A_BYTE_OF_TEXT + values * _SECONDS_A_VALUE)
 
 
 def _decode_and_weigh(decode: Callable[[bytes], T], body: bytes) -> tuple[T, int]:

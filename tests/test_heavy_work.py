@@ -112,6 +112,37 @@ async def test_c13_a_large_body_of_another_caller_waits_for_one_of_a_crowd() -> 
     assert decoded.index("good") <= 3
 
 
+@pytest.mark.parametrize(
+    ("body", "is_short"),
+    [
+        (b'{"prompt":"%s"}' % (b"word, " * 3000), True),
+        (b"[%s]" % (b"1," * 14_000), False),
+        (b"[%s]" % (b"[" * 18_000), False),
+        (b'[%s{"":0}]' % (b"{}," * 6000), False),
+        (b"\xdb\xff\xff" + b"x" * 18_000, False),  # msgpack, of which nobody can tell
+    ],
+)
+async def test_c13_a_long_text_goes_before_many_values(
+    body: bytes, is_short: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 100 KB a text takes 0.2 ms, and a list of lists 3.3."""
+    decoded = list[str]()
+
+    async def decode_for(peer: str, body: bytes) -> None:
+        working_for.set(peer)
+        await decode_body(lambda _: decoded.append(peer), body)
+
+    async with trio.open_nursery() as nursery, nobody_let_go(monkeypatch):
+        for at in range(20):
+            nursery.start_soon(decode_for, f"10.0.0.{at}", b"[" * 18_000)
+            await trio.lowlevel.checkpoint()
+        nursery.start_soon(decode_for, "good", body)
+        await wait_all_tasks_blocked()
+        assert not decoded
+    assert len(decoded) == 21
+    assert (decoded.index("good") < 10) is is_short
+
+
 @pytest.mark.parametrize("size", [SMALL_BODY + 100, LARGE_BODY + 100])
 async def test_l06_a_caller_that_leaves_while_its_body_waits_for_others_holds_nothing(
     size: int, monkeypatch: pytest.MonkeyPatch
