@@ -17,7 +17,7 @@ from operator import methodcaller
 from .wire.addresses import IpAddress
 
 # What rtnetlink(7) calls them.
-_GET_ROUTE, _NEW_ROUTE, _ERROR, _REQUEST, _DESTINATION, _LOCAL = 26, 24, 2, 1, 1, 2
+_GET_ROUTE, _NEW_ROUTE, _ERROR, _REQUEST, _DESTINATION, _PROTOCOL, _LOCAL = 26, 24, 2, 1, 1, 27, 2
 _HEADER = struct.Struct("=IHHII")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -99,8 +99,10 @@ def _kind_of_route(ip: IpAddress) -> int:
     """Return the kind of the route to an address, 0 where there is none; raises OSError where that cannot be told."""
     if not hasattr(socket, "AF_NETLINK"):
         raise OSError(errno.EAFNOSUPPORT, "no routes to ask for")
-    attribute = _ATTRIBUTE.pack(_ATTRIBUTE.size + len(ip.packed), _DESTINATION) + ip.packed
-    asked = _ROUTE.pack(_family(ip), ip.max_prefixlen, 0, 0, 0, 0, 0, 0, 0) + attribute
+    asked = _ROUTE.pack(_family(ip), ip.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+    asked += _ATTRIBUTE.pack(_ATTRIBUTE.size + len(ip.packed), _DESTINATION) + ip.packed
+    # Of TCP: a rule may send datagrams another way, and without this the kernel answers for those.
+    asked += _ATTRIBUTE.pack(_ATTRIBUTE.size + 1, _PROTOCOL) + bytes([socket.IPPROTO_TCP, 0, 0, 0])
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM) as kernel:
         kernel.send(_HEADER.pack(_HEADER.size + len(asked), _GET_ROUTE, _REQUEST, 1, 0) + asked)
         answer = kernel.recv(4096, socket.MSG_DONTWAIT)  # it is there: the kernel answers while it is asked

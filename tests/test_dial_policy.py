@@ -287,19 +287,11 @@ def refuse(ip: object) -> int:
     raise OSError(errno.EAFNOSUPPORT, "not here")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a namespace of Linux")
-def test_d03_an_address_of_this_host_is_known_where_any_address_can_be_bound() -> None:
-    """In a network of its own, with addresses of both versions and others beside them."""
-    script = """
-    set -e
-    ip link set lo up
-    ip address add 10.60.0.1/32 dev lo
-    ip address add 10.60.0.2/32 dev lo
-    ip -6 address add fd22::1/128 dev lo nodad
-    sysctl -qw net.ipv4.ip_nonlocal_bind=1 net.ipv6.ip_nonlocal_bind=1
-    """
-    if shutil.which("unshare") is None:
+def are_of_this_host(script: str, addresses: list[str]) -> list[bool]:
+    """Ask in a network of its own that a script sets up; skips where none can be made."""
+    if sys.platform != "linux" or shutil.which("unshare") is None:
         pytest.skip("unshare is not installed")
+    script = f"set -e\nip link set lo up\n{dedent(script)}"
     before = ["unshare", "--net", "--map-root-user", "sh", "-c"]
     probe = subprocess.run([*before, script], capture_output=True, text=True)
     if probe.returncode:
@@ -309,14 +301,37 @@ def test_d03_an_address_of_this_host_is_known_where_any_address_can_be_bound() -
     from ingress._host_addresses import is_of_this_host
     print(*[is_of_this_host(ipaddress.ip_address(text)) for text in sys.argv[1:]])
     """
-    addresses = ["10.60.0.1", "10.60.0.2", "fd22::1", "10.60.0.3", "fd22::2", "192.0.2.1", "2001:db8::1"]
     told = subprocess.run(
         [*before, f'{script}\nexec "$@"', "sh", sys.executable, "-c", dedent(asked), *addresses],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert told.stdout.split() == ["True"] * 3 + ["False"] * 4
+    return [text == "True" for text in told.stdout.split()]
+
+
+def test_d03_an_address_of_this_host_is_known_where_any_address_can_be_bound() -> None:
+    """In a network of its own, with addresses of both versions and others beside them."""
+    script = """
+    ip address add 10.60.0.1/32 dev lo
+    ip address add 10.60.0.2/32 dev lo
+    ip -6 address add fd22::1/128 dev lo nodad
+    sysctl -qw net.ipv4.ip_nonlocal_bind=1 net.ipv6.ip_nonlocal_bind=1
+    """
+    addresses = ["10.60.0.1", "10.60.0.2", "fd22::1", "10.60.0.3", "fd22::2", "192.0.2.1", "2001:db8::1"]
+    assert are_of_this_host(script, addresses) == [True] * 3 + [False] * 4
+
+
+@pytest.mark.parametrize(("protocol", "is_own"), [("udp", False), ("tcp", True)])
+def test_d03_an_address_is_this_hosts_where_connections_to_it_stay_here(protocol: str, is_own: bool) -> None:
+    """Where only datagrams did, connections left for another host."""
+    script = f"""
+    ip rule add ipproto {protocol} lookup 104
+    ip route add local 198.51.100.0/24 dev lo table 104
+    ip -6 rule add ipproto {protocol} lookup 104
+    ip -6 route add local 2001:db8:9::/64 dev lo table 104
+    """
+    assert are_of_this_host(script, ["198.51.100.5", "2001:db8:9::5"]) == [is_own] * 2
 
 
 def test_what_could_not_be_asked_for_want_of_descriptors_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
