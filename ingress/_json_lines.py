@@ -52,10 +52,15 @@ def _shares_of(key: str) -> int:
 
 
 def _cut(text: str, room: int, *, is_traceback: bool) -> str:
-    is_end_enough = is_traceback and "+ Exception Group Traceback" not in text
+    is_end_enough = is_traceback and not is_group(text)
     head = "" if is_end_enough else json_beginning(text, room // 2)
     tail = json_beginning(text[::-1], room if is_end_enough else room // 2)[::-1]
     return f"{head}…{tail}"
+
+
+def is_group(traceback: str) -> bool:
+    """Tell whether a traceback, or a line of it, is that of a group of exceptions."""
+    return "+ Exception Group Traceback" in traceback
 
 
 def json_beginning(text: str, room: int) -> str:

@@ -6,8 +6,10 @@ its own, past which the frames are not pushed out, and all of its lines but the 
 
 from __future__ import annotations
 
+import re
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
+from itertools import pairwise
 
 from ._text import safe_str
 
@@ -21,34 +23,56 @@ _MAX_NAME = 120
 
 _MARK = "| "
 
+# The line that says where a frame is, also in a group.
+_PLACE = re.compile(r'([ |]*)File "')
+
+# How an exception's text begins: with its class. The name of one that was made of something else may be anything.
+_CLASS = re.compile(r"[ |+-]*[\w.<>]+(:|$)")
+
 Cut = Callable[[str, int], str]
 """Returns as much of a text's beginning as takes so many bytes."""
 
 
-def format_traceback(failure: BaseException, cut: Cut, size: int, other_size: int) -> tuple[list[str], list[str]]:
+def format_traceback(
+    failure: BaseException, cut: Cut, size: int, other_size: int, frames: int | None = None
+) -> tuple[list[str], list[str]]:
     """Return the lines of a traceback, and those of its exception's text, which come after them.
 
     Args:
         cut: as the log writes them.
         size: how many bytes there may be of the text, and of its notes.
         other_size: the same for each of the exceptions that it comes from or is a group of.
+        frames: how many of the last ones of each exception there may be; None for all.
     """
     if _has_too_many(failure):
-        frames = "".join(traceback.format_tb(failure.__traceback__)).split("\n")[:-1]
-        return frames, [f"{type(failure).__name__}: a group of more than {_MOST_EXCEPTIONS} exceptions"]
-    whole = traceback.TracebackException.from_exception(failure)
-    waiting = [whole]
+        lines = "".join(traceback.format_tb(failure.__traceback__)).split("\n")[:-1]
+        return lines, [f"{type(failure).__name__}: a group of more than {_MOST_EXCEPTIONS} exceptions"]
+    whole = traceback.TracebackException.from_exception(failure, limit=None if frames is None else -frames)
+    texts, waiting = set[str](), [whole]
     while waiting:
         each = waiting.pop()
         _tame_names(each, cut)
-        if isinstance(each.__notes__, list):
-            notes = "\n".join(map(safe_str, each.__notes__))
-            each.__notes__ = [_MARK + line for line in _shortened(notes, cut, size if each is whole else other_size)]
+        notes, each.__notes__ = each.__notes__, None
+        *_, text_of_each = each.format_exception_only()
+        texts.add(text_of_each)
+        if notes is not None:
+            joined = "\n".join(map(safe_str, notes if isinstance(notes, list | tuple) else [notes]))
+            each.__notes__ = [_MARK + line for line in _shortened(joined, cut, size if each is whole else other_size)]
         waiting += [*(each.exceptions or ()), *filter(None, (each.__cause__, each.__context__))]
     text, chunks = list(whole.format_exception_only()), list(whole.format())
     if chunks[-len(text) :] == text:  # not so of a group, whose members come last
         del chunks[-len(text) :]
-    return _lines_of(chunks, cut, other_size), _lines_of(text, cut, size)
+    return _lines_of(chunks, texts, cut, other_size), _lines_of(text, texts, cut, size)
+
+
+def without_source(lines: Sequence[str]) -> list[str]:
+    """Return the lines of a traceback that say where frames are, and not what stands there."""
+    return [line for before, line in pairwise(["", *lines]) if not _is_source(before, line)]
+
+
+def _is_source(before: str, line: str) -> bool:
+    place = _PLACE.match(before)
+    return place is not None and line.startswith(f"{place[1]}  ") and not _PLACE.match(line)
 
 
 def _tame_names(exception: traceback.TracebackException, cut: Cut) -> None:
@@ -77,16 +101,29 @@ def _has_too_many(failure: BaseException) -> bool:
     return count > _MOST_EXCEPTIONS
 
 
-def _lines_of(chunks: Iterable[str], cut: Cut, size: int) -> list[str]:
+def _lines_of(chunks: Iterable[str], texts: Container[str], cut: Cut, size: int) -> list[str]:
     lines = list[str]()
     for chunk in chunks:
-        indent = chunk[: len(chunk) - len(chunk.lstrip(" |"))]
-        if chunk.startswith((f"{indent}\n", f'{indent}File "')):  # which has lines of its own
+        indent = _indent_of(chunk, texts)
+        if indent is None:  # frames, and what stands between two exceptions
             lines += chunk.removesuffix("\n").split("\n")
             continue
         first, *more = _shortened(chunk.removesuffix("\n"), cut, size)
-        lines += [first, *(f"{indent}{_MARK}{line.removeprefix(indent)}" for line in more)]
+        if not _CLASS.match(first):
+            first, more = "", [first, *more]
+        lines += [*filter(None, [first]), *(f"{indent}{_MARK}{line.removeprefix(indent)}" for line in more)]
     return lines
+
+
+def _indent_of(chunk: str, texts: Container[str]) -> str | None:
+    """Return by how much an exception's text is indented in a group; None of what is none."""
+    blank = len(chunk) - len(chunk.lstrip(" |"))
+    lines = chunk.splitlines(keepends=True)
+    for size in range(blank + 1):
+        indent = chunk[:size]
+        if "".join([line.removeprefix(indent) for line in lines]) in texts:
+            return indent
+    return None
 
 
 def _shortened(text: str, cut: Cut, size: int) -> list[str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import json
 import logging
 import re
 import time
@@ -20,9 +21,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import IO, Any
 
-from ._json_lines import TRACEBACK, fitted, json_beginning
+from ._json_lines import TRACEBACK, fitted, is_group, json_beginning
 from ._log_repeats import RepeatFilter
-from ._log_tracebacks import format_traceback
+from ._log_tracebacks import format_traceback, without_source
 from ._log_writer import LineWriter
 from ._text import beginning, named, printable
 
@@ -51,8 +52,9 @@ _MAX_TRACEBACK_WIDTH = 200
 
 # Bytes of an exception's text, and of each one's that it comes from: beside it there is room for where it was raised.
 _MAX_TEXT = 2000
-_MAX_JSON_TEXT, _MAX_OTHER_JSON_TEXT = 300, 100
+_MAX_JSON_TEXT, _MAX_OTHER_JSON_TEXT = 300, 60
 
+_MAX_LEVEL = 20
 _LEVEL_NAMES = {TRACE: "TRACE", logging.WARNING: "WARN", logging.CRITICAL: "ERROR"}
 _LEVEL_COLORS = {"TRACE": "2", "DEBUG": "34", "INFO": "32", "WARN": "33", "ERROR": "31"}
 
@@ -268,11 +270,24 @@ class JsonFormatter(logging.Formatter):
             is_plain = isinstance(value, int | float | None) and abs(value or 0) < 1e15
             fields.setdefault(key, value if is_plain else str(value))
         if record.exc_info and record.exc_info[1] is not None:
-            frames, text = format_traceback(record.exc_info[1], json_beginning, _MAX_JSON_TEXT, _MAX_OTHER_JSON_TEXT)
-            shown_frames = [line[:_MAX_TRACEBACK_WIDTH] for line in frames if not _is_underline(line)]
-            fields[TRACEBACK] = "\n".join(shown_frames[-MAX_TRACEBACK_LINES:])
-            fields["exception"] = "\n".join(text)
+            room = MAX_LINE - len(json.dumps(fields))
+            fields[TRACEBACK], fields["exception"] = map("\n".join, _json_traceback_of(record.exc_info[1], room))
         return fitted(fields, MAX_LINE)
+
+
+def _json_traceback_of(failure: BaseException, room: int) -> tuple[list[str], list[str]]:
+    """Return the lines of a traceback, and those of its exception's text.
+
+    Where they are longer than ``room``, what matters least is left out: what stands at each place in the source, and of
+    each member of a group all places but the last.
+    """
+    frames, text = format_traceback(failure, json_beginning, _MAX_JSON_TEXT, _MAX_OTHER_JSON_TEXT)
+    if len(json.dumps(["\n".join(frames), "\n".join(text)])) > room:
+        if any(map(is_group, frames)):
+            frames, _ = format_traceback(failure, json_beginning, _MAX_JSON_TEXT, _MAX_OTHER_JSON_TEXT, frames=1)
+        frames = without_source(frames)
+    lines = [line[:_MAX_TRACEBACK_WIDTH] for line in frames if not _is_underline(line)]
+    return lines[-MAX_TRACEBACK_LINES:], text
 
 
 def plain_line(level: str, name: str, text: str) -> str:
@@ -303,7 +318,7 @@ def _source_of(level: str, name: str) -> str:
 
 
 def _level_of(record: logging.LogRecord) -> str:
-    return _LEVEL_NAMES.get(record.levelno, record.levelname)
+    return _LEVEL_NAMES.get(record.levelno) or named(record.levelname, _MAX_LEVEL)
 
 
 def _fields_of(record: logging.LogRecord) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import json
 import logging
 import re
@@ -101,7 +102,7 @@ class RateLimitedLogger:
         window = self._windows.get(reason)
         if window is None or not 0.0 <= now - window.start < 1.0:  # a loop's clock may start below the one before
             if window is not None:
-                window.tell()
+                contextvars.Context().run(window.tell)  # of other requests than the present one
             window = self._windows[reason] = _Window(self._logger, level, reason, now)
         if window.shown < self._per_second:
             window.shown += 1

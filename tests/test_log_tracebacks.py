@@ -50,6 +50,12 @@ def fail_with_note(text: str) -> None:
     raise failure
 
 
+def fail_with_notes_of_another_kind(text: str) -> None:
+    failure: Any = ValueError("noted")
+    failure.__notes__ = (text,)
+    raise failure
+
+
 def fail_after(text: str) -> None:
     try:
         raise OSError(text)
@@ -61,7 +67,9 @@ def fail_together(text: str) -> None:
     raise ExceptionGroup(text, [ValueError(text), ExceptionGroup("inner", [ValueError(text)])])
 
 
-@pytest.mark.parametrize("fail", [fail_with, fail_with_note, fail_after, fail_together])
+@pytest.mark.parametrize(
+    "fail", [fail_with, fail_with_note, fail_with_notes_of_another_kind, fail_after, fail_together]
+)
 def test_o01_the_lines_of_a_text_are_told_from_those_of_a_traceback(fail: Callable[[str], None]) -> None:
     """It had looked like the traceback of another exception."""
     lines = text_lines(lambda: fail(FORGED))
@@ -70,6 +78,63 @@ def test_o01_the_lines_of_a_text_are_told_from_those_of_a_traceback(fail: Callab
         if "MemoryError" in line or "core.py" in line:
             assert "| " in line[: line.index("MemoryError" if "MemoryError" in line else "File")]
     assert any("MemoryError" in line for line in lines)
+
+
+@pytest.mark.parametrize("before", ["", "\n", "  ", "  | \n", 'File "/opt/core.py", line 7, in run\n', '  File "x"\n'])
+@pytest.mark.parametrize("is_module", [False, True])
+def test_o01_the_lines_of_a_name_that_comes_from_elsewhere_are_told_from_a_tracebacks(
+    before: str, is_module: bool
+) -> None:
+    """Errors of remote procedures are raised as classes whose names came over the wire."""
+    name = f"{before}{FORGED}"
+    remote: type[Exception] = type(
+        "Remote" if is_module else name, (Exception,), {"__module__": name if is_module else "builtins"}
+    )
+
+    def fail() -> None:
+        raise remote("m")
+
+    def fail_after_it() -> None:
+        try:
+            fail()
+        except remote as exc:
+            raise ValueError("after") from exc
+
+    def fail_with_it() -> None:
+        raise ExceptionGroup("all", [remote("m")])
+
+    for each in (fail, fail_after_it, fail_with_it):
+        fields = json_fields(each)
+        for line in [*text_lines(each), *fields["traceback"].split("\n"), *fields["exception"].split("\n")[1:]]:
+            if "MemoryError" in line:
+                assert "| " in line[: line.index("MemoryError")]
+            assert not line.lstrip(" |").startswith('File "/opt/core.py"') or "| " in line[: line.index("File")]
+
+
+def test_o01_as_json_filler_in_a_group_leaves_where_its_members_were_raised() -> None:
+    """An id of 1,024 characters and a text of 100 had left the frame of the group alone."""
+
+    def check(text: str) -> None:
+        raise ValueError(text)
+
+    def collect() -> None:
+        failures = []
+        for _ in range(2):
+            try:
+                check("x" * 3000)
+            except ValueError as exc:
+                failures.append(exc)
+        raise ExceptionGroup("invalid", failures)
+
+    record = record_of(collect)
+    record.args = ("m" * 3000,)
+    with request_scope("i" * 1024):
+        fields = json.loads(JsonFormatter().format(record))
+    assert ", in collect" in fields["traceback"] and ", in check" in fields["traceback"]
+
+
+def test_a_short_traceback_shows_its_source_as_json_too() -> None:
+    assert "raise ValueError(text)" in json_fields(lambda: fail_with("x"))["traceback"]
 
 
 def test_o01_only_the_lines_of_a_text_are_marked() -> None:
@@ -210,9 +275,9 @@ def test_exceptions_that_come_from_each_other_are_no_group() -> None:
     assert text_lines(fail)[-1] == "KeyError: 'second'"
 
 
-def test_o01_on_a_json_line_the_text_of_a_cause_takes_a_third_of_its_exceptions() -> None:
+def test_o01_on_a_json_line_the_text_of_a_cause_takes_a_fifth_of_its_exceptions() -> None:
     fields = json_fields(lambda: fail_after("x" * 250))
-    assert "x" * 50 in fields["traceback"] and "x" * 101 not in fields["traceback"]
+    assert "x" * 30 in fields["traceback"] and "x" * 61 not in fields["traceback"]
     assert "x" * 250 in json_fields(lambda: fail_with("x" * 250))["exception"]
     assert "x" * 301 not in json_fields(lambda: fail_with("x" * 400))["exception"]
 

@@ -149,6 +149,14 @@ def test_levels_are_padded_to_five(level: int, shown: str) -> None:
     assert f"Z {shown} ingress.test: m" in text(record_of("m", level=level))
 
 
+@pytest.mark.parametrize("name", ["A\n2026-11-30T12:00:00Z ERROR engine: forged", "\x1b[31m", "F" * 3000])
+def test_o01_a_level_that_has_an_odd_name_forges_nothing(name: str) -> None:
+    record = logging.LogRecord("engine", 33, __file__, 1, "m", None, None)
+    record.levelname = name
+    line = TextFormatter().format(record)
+    assert line.isprintable() and line.endswith(" engine: m") and len(line) < 120
+
+
 def test_colour_is_for_terminals_that_want_it() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from ingress._logging import JsonFormatter, request_scope
 from ingress._text import RateLimitedLogger, named, printable, quoted
 
 
@@ -95,6 +97,28 @@ async def test_a_reason_is_logged_ten_times_a_second_and_then_counted(
     assert caplog.records[-1].getMessage() == "again"
     await trio.sleep(2)
     assert len(caplog.records) == 2
+
+
+async def test_what_was_left_out_is_told_as_no_requests_whichever_comes_next(autojump_clock: MockClock) -> None:
+    """The count had borne the id of a caller that had nothing to do with it."""
+    log = RateLimitedLogger(logging.getLogger("test"), per_second=1)
+    told, formatter = list[dict[str, str]](), JsonFormatter()
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(json.loads(formatter.format(record)))  # type: ignore[method-assign]
+    logging.getLogger("test").addHandler(handler)
+    try:
+        for _ in range(2):
+            log.log(logging.WARNING, "flood", "line")
+        autojump_clock.jump(1)
+        with request_scope("r-1"):
+            log.log(logging.WARNING, "flood", "line")
+    finally:
+        logging.getLogger("test").removeHandler(handler)
+    assert [(each["message"], each.get("request_id")) for each in told] == [
+        ("line", None),
+        ("flood: 1 more", None),
+        ("line", "r-1"),
+    ]
 
 
 async def test_reasons_without_end_take_no_room_without_end(
