@@ -206,8 +206,8 @@ class Slot:
     """
 
     __slots__ = (
-        *("_admission", "_descriptors", "_granted", "_is_released", "_streams", "arrival", "held_memory"),
-        *("is_granted", "peer"),
+        *("_admission", "_descriptors", "_granted", "_is_released", "_streams", "arrival", "has_given_way"),
+        *("held_memory", "is_granted", "peer"),
     )
 
     def __init__(
@@ -228,6 +228,8 @@ class Slot:
         """None where none is counted: a small request has no account."""
         self.arrival = arrival
         self.is_granted = is_granted
+        self.has_given_way = False
+        """True once it has been given to another request: this one must not run any more."""
         self._is_released = False
         self._granted: trio.Event | None = None
 
@@ -262,10 +264,9 @@ class Slot:
         Raises:
             Overloaded: it had to.
         """
-        with self._giving_way(0.0) as waiting:
+        with self._admission.unstarted.waiting(self, 0.0):
             yield
-        if waiting.cancel_called:
-            raise Overloaded(_GAVE_WAY)
+        self.check()
 
     @contextmanager
     def dialling(self) -> Iterator[None]:
@@ -274,20 +275,15 @@ class Slot:
         Raises:
             ResponseStreamError: it had to.
         """
-        with self._giving_way(_DIAL_PATIENCE) as waiting:
+        with self._admission.unstarted.waiting(self, _DIAL_PATIENCE):
             yield
-        if waiting.cancel_called:
+        if self.has_given_way:
             raise ResponseStreamError(f"dial-back given up: {_GAVE_WAY}")
 
-    @contextmanager
-    def _giving_way(self, patience: float) -> Iterator[trio.CancelScope]:
-        unstarted = self._admission.unstarted
-        with trio.CancelScope() as waiting:
-            unstarted.add(self, waiting, patience=patience)
-            try:
-                yield waiting
-            finally:
-                unstarted.discard(self)
+    def check(self) -> None:
+        """Raise Overloaded where the request had to give its slot up."""
+        if self.has_given_way:
+            raise Overloaded(_GAVE_WAY)
 
     def open_memory(self) -> HeldMemory:
         """Return the request's account of memory."""
@@ -308,8 +304,8 @@ class Slot:
         """Release it and let go of the rest, as far as that has not been done."""
         self.release()
         self.let_go()
-        if untold := self._admission.unstarted.untold:
-            untold.discard(self)
+        if self.has_given_way:
+            self._admission.unstarted.untold.discard(self)
 
     def release(self) -> None:
         """Give the right to run back, or the place in line."""

@@ -276,6 +276,7 @@ class PushHandler:
             finally:
                 del failure  # its traceback holds this frame
         parsed = await admitted.shape.parse_and_build_request(admitted.payload, admitted.control, response.dial_back)
+        admitted.slot.check()  # the shape may have caught what told it so
         admitted.payload = b""
         if (held := admitted.slot.held_memory) is not None:
             await held.settle(parsed.request, admitted.size, parsed.weight)

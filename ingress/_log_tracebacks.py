@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Callable, Container, Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Container, Iterable
 
 from ._text import safe_str
 
@@ -27,7 +26,7 @@ _MARK = "| "
 _PLACE = re.compile(r'([ |]*)File "')
 
 # How an exception's text begins: with its class. The name of one that was made of something else may be anything.
-_CLASS = re.compile(r"[ |+-]*[\w.<>]+(:|$)")
+_CLASS = re.compile(r"[ |+-]*[\w.<>]{1,200}(:|$)")
 
 Cut = Callable[[str, int], str]
 """Returns as much of a text's beginning as takes so many bytes."""
@@ -65,14 +64,18 @@ def format_traceback(
     return _lines_of(chunks, texts, cut, other_size), _lines_of(text, texts, cut, size)
 
 
-def without_source(lines: Sequence[str]) -> list[str]:
+def without_source(lines: Iterable[str]) -> list[str]:
     """Return the lines of a traceback that say where frames are, and not what stands there."""
-    return [line for before, line in pairwise(["", *lines]) if not _is_source(before, line)]
-
-
-def _is_source(before: str, line: str) -> bool:
-    place = _PLACE.match(before)
-    return place is not None and line.startswith(f"{place[1]}  ") and not _PLACE.match(line)
+    kept, source_indent = list[str](), None
+    for line in lines:
+        if (place := _PLACE.match(line)) is not None:
+            source_indent = f"{place[1]}  "
+        elif source_indent is not None and line.startswith(source_indent):
+            continue
+        else:
+            source_indent = None
+        kept.append(line)
+    return kept
 
 
 def _tame_names(exception: traceback.TracebackException, cut: Cut) -> None:
@@ -108,10 +111,14 @@ def _lines_of(chunks: Iterable[str], texts: Container[str], cut: Cut, size: int)
         if indent is None:  # frames, and what stands between two exceptions
             lines += chunk.removesuffix("\n").split("\n")
             continue
-        first, *more = _shortened(chunk.removesuffix("\n"), cut, size)
-        if not _CLASS.match(first):
-            first, more = "", [first, *more]
-        lines += [*filter(None, [first]), *(f"{indent}{_MARK}{line.removeprefix(indent)}" for line in more)]
+        begins = _CLASS.match(chunk)
+        named = "" if begins is None else begins[0]
+        first, *more = _shortened(chunk.removesuffix("\n").removeprefix(named), cut, size)
+        if begins is None:
+            more.insert(0, first)
+        else:
+            lines.append(f"{named}{first}")
+        lines += [f"{indent}{_MARK}{line.removeprefix(indent)}" for line in more]
     return lines
 
 

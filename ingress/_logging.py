@@ -279,7 +279,7 @@ def _json_traceback_of(failure: BaseException, room: int) -> tuple[list[str], li
     """Return the lines of a traceback, and those of its exception's text.
 
     Where they are longer than ``room``, what matters least is left out: what stands at each place in the source, and of
-    each member of a group all places but the last.
+    a group and of each of its members all places but the last.
     """
     frames, text = format_traceback(failure, json_beginning, _MAX_JSON_TEXT, _MAX_OTHER_JSON_TEXT)
     if len(json.dumps(["\n".join(frames), "\n".join(text)])) > room:

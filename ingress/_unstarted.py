@@ -1,4 +1,4 @@
-"""Requests that have a slot and wait for something before the engine is asked, and which of them gives its slot up.
+"""Requests that wait for something before the engine is asked, and which of them gives its slot up.
 
 Bodies can come faster than they are decoded, and requests whose callers cannot be reached faster than dials are given
 up: both would have all slots at last, while the engine has next to nothing to do. So where no slot is left they make
@@ -8,7 +8,8 @@ room: those of an address that has more requests than the one that comes.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import trio
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
 # So many addresses are looked at for each request that finds no slot, the next ones for the next.
 LOOKS = 32
 
-# An address gives way to one that would have less than that: it was told that its request is taken, and the other may
-# ask elsewhere.
+# An address gives way where without the one that it gives it still has more than so many times what the other has: it
+# was told that its request is taken, and the other may ask elsewhere.
 _MORE = 1.5
 
-# Of so many slots one is the most that may have been given up by requests that have not been told yet.
-_TOLD_SHARE = 8
+# Of so many slots one is the most that may have been given up by requests that have not ended yet.
+_UNTOLD_SHARE = 8
 
 
 class Unstarted:
@@ -36,27 +37,42 @@ class Unstarted:
     """
 
     def __init__(self, slots: int) -> None:
-        self._most_untold = max(slots // _TOLD_SHARE, 1)
+        self._most_untold = max(slots // _UNTOLD_SHARE, 1)
         self.untold: set[Slot] = set()
         """Slots that were given up, of requests that have not ended yet."""
         self._by_peer: OrderedDict[str, dict[Slot, _Wait]] = OrderedDict()  # only those that have some
 
-    def add(self, slot: Slot, waiting: trio.CancelScope, *, patience: float = 0.0) -> None:
-        """Count a slot whose request begins to wait, unless nobody knows whose it is.
+    @contextmanager
+    def waiting(self, slot: Slot, patience: float) -> Iterator[None]:
+        """Let a request wait inside, unless nobody knows whose it is; cancelled where it gives way.
 
         Args:
-            waiting: cancelled where it gives way.
             patience: seconds that it may wait before it does.
         """
-        if slot.peer is not None:
-            self._by_peer.setdefault(slot.peer, {})[slot] = _Wait(waiting, trio.current_time() + patience)
+        with trio.CancelScope() as scope:
+            if slot.has_given_way:
+                scope.cancel()
+                yield
+                return
+            if slot.peer is None:
+                yield
+                return
+            outer = self._by_peer.get(slot.peer, {}).get(slot)
+            self._set(slot, _Wait(scope, trio.current_time() + patience))
+            try:
+                yield
+            finally:
+                self._set(slot, None if slot.has_given_way else outer)
 
-    def discard(self, slot: Slot) -> None:
-        """Count it no more: its request goes on, or has ended."""
-        if slot.peer is not None and (slots := self._by_peer.get(slot.peer)) is not None:
+    def _set(self, slot: Slot, wait: _Wait | None) -> None:
+        peer = slot.peer or ""
+        slots = self._by_peer.setdefault(peer, {})
+        if wait is not None:
+            slots[slot] = wait
+        else:
             slots.pop(slot, None)
             if not slots:
-                del self._by_peer[slot.peer]
+                del self._by_peer[peer]
 
     def least_missed(self, newcomer: str, of_peers: Mapping[str, int]) -> Slot | None:
         """Return the slot that one more request of an address gets, of who has most; or None.
@@ -86,11 +102,11 @@ class Unstarted:
 
     def give_up(self, slot: Slot) -> None:
         """End the wait of a request whose slot another one gets."""
-        if slot.peer is not None:
-            waiting = self._by_peer[slot.peer][slot].scope
-            self.discard(slot)
-            self.untold.add(slot)
-            waiting.cancel()
+        wait = self._by_peer[slot.peer or ""][slot]
+        self._set(slot, None)
+        slot.has_given_way = True
+        self.untold.add(slot)
+        wait.scope.cancel()
 
 
 @frozen

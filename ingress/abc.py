@@ -151,6 +151,8 @@ class IngressDispatch(ABC, Generic[RequestT]):
     ) -> ParsedRequest[RequestT]:
         """Build the request for the engine, awaiting the dialer where the shape needs a stream of its own.
 
+        Cancelled where the caller wants no more, and while it waits also where its slot is given to another request.
+
         Raises:
             IngressError: the body is not what the control message promises; it goes home as an error event.
         """
@@ -375,9 +377,9 @@ class PlaneOptions:
     for, 8,192 at most; what is asked for is had as far as a quarter of that room remains for answers."""
 
     max_connections_per_peer: int | None = field(default=None, validator=optional(a_count))
-    """How many of one address; None for three quarters. With no more than that it may have three times as many as are
+    """How many of one address; None for three quarters. Of up to three quarters it may have three times as many as are
     left at most. At any limit the oldest connection that has not sent a whole request within 10 seconds makes room,
-    unless it sends a large one, 64 KiB in each 10 seconds at least."""
+    unless it sends a large one, 64 KiB in each 10 seconds at least, or its address has fewer and some are left."""
 
     max_incomplete_bytes: int | None = field(default=None, validator=optional(a_count))
     """Bytes of requests of more than 64 KiB that have not arrived whole, of all callers; None for an eighth of the

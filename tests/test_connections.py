@@ -104,6 +104,17 @@ async def test_f15_who_has_its_share_displaces_nobody_who_has_as_few(autojump_cl
     assert enter(connections, "b")[1] is silent  # "a" has seven
 
 
+async def test_f15_who_has_its_share_may_still_displace_its_own(autojump_clock: MockClock) -> None:
+    connections = Connections(16, 12, Tallies())
+    admit(connections, "good")
+    for _ in range(6):
+        connections.prove(admit(connections, "a"))
+    own = [admit(connections, "b") for _ in range(6)]
+    await trio.sleep(2 * MAX_SILENCE)
+    connections.prove(admit(connections, "a"))
+    assert enter(connections, "b")[1] is own[0]  # and not the one of "good", which is as old
+
+
 async def test_f14_f15_the_longest_silent_connection_gives_way(autojump_clock: MockClock) -> None:
     connections = make(4, of_peer=4)
     first, second = admit(connections, "10.0.0.1"), admit(connections, "10.0.0.2")

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from ingress._log_tracebacks import without_source
 from ingress._logging import MAX_LINE, MAX_TRACEBACK_LINES, JsonFormatter, TextFormatter, request_scope
+from ingress.errors import RequestMemoryExhausted
 
 FORGED = (
     'x\n\nTraceback (most recent call last):\n  File "/opt/core.py", line 7, in run\nMemoryError: GPU 3 out of memory'
@@ -131,6 +133,32 @@ def test_o01_as_json_filler_in_a_group_leaves_where_its_members_were_raised() ->
     with request_scope("i" * 1024):
         fields = json.loads(JsonFormatter().format(record))
     assert ", in collect" in fields["traceback"] and ", in check" in fields["traceback"]
+
+
+def test_what_stands_at_a_place_is_left_out_however_many_lines_it_has() -> None:
+    """From Python 3.13 on a traceback shows all lines of a call."""
+    lines = [
+        "  + Exception Group Traceback (most recent call last):",
+        '  |   File "a.py", line 1, in f',
+        "  |     check(",
+        "  |       1,",
+        "  |     )",
+        '  |   File "b.py", line 2, in g',
+        '  |   File "c.py", line 3, in h',
+        "  |     raise",
+        "  | ValueError: x",
+    ]
+    assert without_source(lines) == [lines[at] for at in (0, 1, 5, 6, 8)]
+
+
+def test_the_class_of_a_cause_stays_whole_beside_a_long_text() -> None:
+    def fail() -> None:
+        try:
+            raise RequestMemoryExhausted("x" * 200)
+        except RequestMemoryExhausted as exc:
+            raise ValueError("after") from exc
+
+    assert "\ningress.errors.RequestMemoryExhausted: xxx" in json_fields(fail)["traceback"]
 
 
 def test_a_short_traceback_shows_its_source_as_json_too() -> None:

@@ -65,8 +65,8 @@ class Connections:
             given_up = peer.silent.longest(now)  # it displaces only its own
         elif limit:
             given_up = self._silent.longest(now)
-            if limit == "peer" and given_up is not None and not _has_more(given_up, peer):
-                given_up = None  # there is a place for whoever has as few
+            if limit == "peer" and peer is not None and given_up is not None and not _has_more(given_up, peer):
+                given_up = peer.silent.longest(now)  # there is a place for whoever has as few
             if given_up is None and peer_host is not None:
                 given_up, gave_way = self._peers.least_missed(peer, now), "displaced"
         if limit and given_up is None:
@@ -123,6 +123,6 @@ class Connections:
         return "peer" if peer.open >= min(share, self.most_of_peer) else None
 
 
-def _has_more(connection: Connection, peer: Peer | None) -> bool:
+def _has_more(connection: Connection, peer: Peer) -> bool:
     """Tell whether a connection is one of an address that has more than another."""
-    return connection.peer is not None and peer is not None and connection.peer.open > peer.open
+    return connection.peer is not None and connection.peer.open > peer.open
