@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from ..errors import (
     InvalidMessage,
     NoDialBack,
     NoInstances,
+    NotAccepted,
     Overloaded,
     RemoteError,
     StreamIncomplete,
@@ -46,8 +48,13 @@ from ._payloads import json_line, text_for, write
 from ._tls_options import DEFAULT_SECURITY, SecurityOptions
 from ._worker_flags import check_seconds
 
+logger = logging.getLogger("ingress.cli")
+
 # What is on its way when a stop is sent is read and not shown; a worker that goes on for longer is left.
 STOP_TIMEOUT = 5.0
+
+# Of several instances that do not take a request, which a worker that has just died does not, so many are asked.
+MAX_TRIES = 4
 
 # A traceback of an engine and more, and no screenful after screenful of somebody's text.
 MAX_ERROR_TEXT = 4000
@@ -164,11 +171,20 @@ async def _run(
 
 async def _call(client: Client, options: CallOptions, tally: Tally, place: str) -> None:
     await find_worker(client, options.endpoint, wait=options.wait, place=place, verb="call")
-    tally.began = trio.current_time()
+    known = client.instances(options.endpoint)
+    is_for_any = options.instance_id is None and not options.is_bidirectional
     try:
-        async with _open(client, options) as responses:
-            tally.instance_id = responses.instance_id
-            await _print_items(responses, options, tally)
+        for left in reversed(range(min(len(known), MAX_TRIES) if is_for_any else 1)):
+            tally.began = trio.current_time()
+            try:
+                async with _open(client, options) as responses:
+                    tally.instance_id = responses.instance_id
+                    await _print_items(responses, options, tally)
+                return
+            except NotAccepted as exc:  # which has not run, and whose instance the client sets aside
+                if not left:
+                    raise
+                logger.info("trying another instance: %s", printable(exc))
     except TypeError as exc:
         raise usage("the request cannot be sent", str(exc), "JSON with text keys and 64-bit integers") from exc
     except ValueError as exc:
