@@ -31,8 +31,8 @@ SECONDS_A_PASS = 4e-3
 
 handshakes = PerRun("ingress TLS handshakes", lambda: HeavyWork(SECONDS_A_PASS)).get
 
-# What is taken from the connection at once, and how many records of it are read at once: each alone would take a pass
-# of the event loop, which a peer can make as many of as it has sent bytes.
+# What is taken from the connection at once, unless more is wanted, and how many records of it are read at once: each
+# alone would take a pass of the event loop, which a peer can make as many of as it has sent bytes.
 _READ_SIZE = 64 * 1024
 _MOST_RECORDS = 64
 
@@ -139,7 +139,6 @@ class TlsStream(trio.abc.Stream):
             try:
                 await self._tls.do_handshake()
                 self._tls.transport_stream = self.transport
-                self._tls._estimated_receive_size = _READ_SIZE  # or it never takes more than it did first
             except trio.BrokenResourceError as exc:
                 if isinstance(exc.__cause__, ssl.SSLError):
                     await self._send_alert()
@@ -193,6 +192,7 @@ class TlsStream(trio.abc.Stream):
             broken = trio.BrokenResourceError()
             broken.__cause__ = self._broken_by
             raise trio.BrokenResourceError(reason_of(broken)) from self._broken_by
+        self._tls._estimated_receive_size = max(max_bytes or 0, _READ_SIZE)  # else as much as it took first
         try:
             data = await self._tls.receive_some(max_bytes)
         except trio.BrokenResourceError as exc:
