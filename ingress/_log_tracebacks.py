@@ -78,6 +78,11 @@ def without_source(lines: Iterable[str]) -> list[str]:
     return kept
 
 
+def count_places(lines: Iterable[str]) -> int:
+    """Return how many frames a traceback shows."""
+    return sum(_PLACE.match(line) is not None for line in lines)
+
+
 def _tame_names(exception: traceback.TracebackException, cut: Cut) -> None:
     """Keep names of files and functions on their lines, and leave room beside them: they may be a caller's, too."""
     for frame in exception.stack:

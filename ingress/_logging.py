@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from ._json_lines import TRACEBACK, fitted, is_group, json_beginning
 from ._log_repeats import RepeatFilter
-from ._log_tracebacks import format_traceback, without_source
+from ._log_tracebacks import count_places, format_traceback, without_source
 from ._log_writer import LineWriter
 from ._text import beginning, named, printable
 
@@ -53,6 +53,9 @@ _MAX_TRACEBACK_WIDTH = 200
 # Bytes of an exception's text, and of each one's that it comes from: beside it there is room for where it was raised.
 _MAX_TEXT = 2000
 _MAX_JSON_TEXT, _MAX_OTHER_JSON_TEXT = 300, 60
+
+# Of each exception of a group that has not enough room with all of them.
+_FEWER_FRAMES = (4, 3, 2, 1)
 
 _MAX_LEVEL = 20
 _LEVEL_NAMES = {TRACE: "TRACE", logging.WARNING: "WARN", logging.CRITICAL: "ERROR"}
@@ -245,6 +248,8 @@ def _traceback_of(record: logging.LogRecord) -> list[str]:
         return []
     frames, text = format_traceback(record.exc_info[1], beginning, _MAX_TEXT, _MAX_TEXT)
     lines = frames + text
+    if len(lines) > MAX_TRACEBACK_LINES >= len(places := without_source(frames)) + len(text):
+        lines = places + text
     if (left_out := len(lines) - MAX_TRACEBACK_LINES + 1) > 1:
         lines[_FIRST_LINES : _FIRST_LINES + left_out] = [f"…({left_out} lines)"]
     return lines
@@ -279,14 +284,19 @@ def _json_traceback_of(failure: BaseException, room: int) -> tuple[list[str], li
     """Return the lines of a traceback, and those of its exception's text.
 
     Where they are longer than ``room``, what matters least is left out: what stands at each place in the source, and of
-    a group and of each of its members all places but the last.
+    a group and of each of its members the first places.
     """
-    frames, text = format_traceback(failure, json_beginning, _MAX_JSON_TEXT, _MAX_OTHER_JSON_TEXT)
-    if len(json.dumps(["\n".join(frames), "\n".join(text)])) > room:
-        if any(map(is_group, frames)):
-            frames, _ = format_traceback(failure, json_beginning, _MAX_JSON_TEXT, _MAX_OTHER_JSON_TEXT, frames=1)
-        frames = without_source(frames)
-    lines = [line[:_MAX_TRACEBACK_WIDTH] for line in frames if not _is_underline(line)]
+    all_frames, text = format_traceback(failure, json_beginning, _MAX_JSON_TEXT, _MAX_OTHER_JSON_TEXT)
+    lines = all_frames = [line[:_MAX_TRACEBACK_WIDTH] for line in all_frames if not _is_underline(line)]
+    for most in (None, *_FEWER_FRAMES):
+        if len(json.dumps(["\n".join(lines), "\n".join(text)])) <= room:
+            break
+        if most is not None and not any(map(is_group, all_frames)):
+            break  # its end is what matters, and is kept
+        frames, _ = format_traceback(failure, json_beginning, _MAX_JSON_TEXT, _MAX_OTHER_JSON_TEXT, most)
+        lines = without_source(frames)
+        if left_out := count_places(all_frames) - count_places(lines):
+            lines.insert(0, f"…({left_out} frames)")
     return lines[-MAX_TRACEBACK_LINES:], text
 
 

@@ -52,9 +52,7 @@ class Unstarted:
         with trio.CancelScope() as scope:
             if slot.has_given_way:
                 scope.cancel()
-                yield
-                return
-            if slot.peer is None:
+            if slot.has_given_way or slot.peer is None:
                 yield
                 return
             outer = self._by_peer.get(slot.peer, {}).get(slot)

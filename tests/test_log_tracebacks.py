@@ -7,6 +7,7 @@ import logging
 import sys
 import types
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -133,6 +134,61 @@ def test_o01_as_json_filler_in_a_group_leaves_where_its_members_were_raised() ->
     with request_scope("i" * 1024):
         fields = json.loads(JsonFormatter().format(record))
     assert ", in collect" in fields["traceback"] and ", in check" in fields["traceback"]
+
+
+@pytest.mark.parametrize(("depth", "is_whole"), [(1, True), (10, False)])
+def test_o01_as_json_a_group_loses_no_frame_for_which_there_is_room_and_says_how_many_it_lost(
+    depth: int, is_whole: bool
+) -> None:
+    """Of each of its exceptions all frames but the last had been left out, without a word."""
+
+    def fail() -> None:
+        raise ValueError("x" * 20)
+
+    def collect(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except ValueError as exc:
+            raise ExceptionGroup("g", [exc]) from None
+
+    def wrapped(work: Callable[[], None], name: str) -> Callable[[], None]:
+        engine: dict[str, Any] = {"work": work}
+        exec(compile(f"def {name}(): work()", "e.py", "exec"), engine)  # noqa: S102 - so that names are short
+        made: Callable[[], None] = engine[name]
+        return made
+
+    inner = fail
+    for at in range(depth):
+        inner = wrapped(inner, f"in{at}")
+    outer = partial(collect, inner)
+    for at in range(depth):
+        outer = wrapped(outer, f"out{at}")  # type: ignore[assignment]
+    shown = json_fields(outer)["traceback"]
+    assert ", in collect" in shown and ", in fail" in shown
+    left_out = int(shown.partition("…(")[2].partition(" frames)")[0] or 0)
+    assert shown.count("File ") + left_out == 2 * depth + 4
+    assert (left_out == 0) is is_whole
+
+
+def test_a_long_traceback_gives_up_its_source_before_its_frames() -> None:
+    def fail(depth: int) -> None:
+        try:
+            raise KeyError(depth)
+        except KeyError as exc:
+            if depth:
+                raise ValueError(depth) from exc
+            raise
+
+    def chain(depth: int) -> None:
+        try:
+            if depth:
+                chain(depth - 1)
+        finally:
+            fail(depth)
+
+    lines = text_lines(lambda: chain(2))
+    assert not any(line.startswith("…") for line in lines)
+    assert sum('File "' in line for line in lines) > 10
 
 
 def test_what_stands_at_a_place_is_left_out_however_many_lines_it_has() -> None:

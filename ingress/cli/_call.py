@@ -181,7 +181,7 @@ async def _call(client: Client, options: CallOptions, tally: Tally, place: str) 
                     tally.instance_id = responses.instance_id
                     await _print_items(responses, options, tally)
                 return
-            except NotAccepted as exc:  # which has not run, and whose instance the client sets aside
+            except (NotAccepted, Overloaded) as exc:  # it has not run, and the client sets the instance aside
                 if not left:
                     raise
                 logger.info("trying another instance: %s", printable(exc))
