@@ -6,11 +6,25 @@ its own, past which the frames are not pushed out, and all of its lines but the 
 
 from __future__ import annotations
 
+import json
 import re
 import traceback
 from collections.abc import Callable, Container, Iterable
 
-from ._text import safe_str
+from ._json_lines import is_group, json_beginning
+from ._text import beginning, safe_str
+
+# Of a traceback its first lines, and many more of its last, where the failure is.
+MAX_TRACEBACK_LINES = 40
+_FIRST_LINES = 8
+_MAX_JSON_WIDTH = 200
+
+# Bytes of an exception's text, and of each one's that it comes from: beside it there is room for where it was raised.
+_MAX_TEXT = 2000
+_MAX_JSON_TEXT, _MAX_OTHER_JSON_TEXT = 300, 60
+
+# Of each exception of a group that has not enough room with all of them.
+_FEWER_FRAMES = (4, 3, 2, 1)
 
 _FIRST_TEXT_LINES, _LAST_TEXT_LINES = 6, 3
 
@@ -30,6 +44,39 @@ _CLASS = re.compile(r"[ |+-]*[\w.<>]{1,200}(:|$)")
 
 Cut = Callable[[str, int], str]
 """Returns as much of a text's beginning as takes so many bytes."""
+
+
+def text_traceback(failure: BaseException) -> list[str]:
+    """Return the lines of a traceback and of its exception's text; of many the first and more of the last.
+
+    Their source is left out where without it there is room for all.
+    """
+    frames, text = format_traceback(failure, beginning, _MAX_TEXT, _MAX_TEXT)
+    lines = frames + text
+    if len(lines) > MAX_TRACEBACK_LINES >= len(places := without_source(frames)) + len(text):
+        lines = places + text
+    if (left_out := len(lines) - MAX_TRACEBACK_LINES + 1) > 1:
+        lines[_FIRST_LINES : _FIRST_LINES + left_out] = [f"…({left_out} lines)"]
+    return lines
+
+
+def json_traceback(failure: BaseException, room: int) -> tuple[list[str], list[str]]:
+    """Return the lines of a traceback, and those of its exception's text.
+
+    Where they are longer than ``room``, what matters least is left out: what stands at each place in the source, and of
+    a group and of each of its members the first places.
+    """
+    frames, text = format_traceback(failure, json_beginning, _MAX_JSON_TEXT, _MAX_OTHER_JSON_TEXT)
+    lines = [line[:_MAX_JSON_WIDTH] for line in frames if not _is_underline(line)]
+    # Of what is no group the end is what matters, and is kept.
+    for most in (None, *(_FEWER_FRAMES if any(map(is_group, frames)) else ())):
+        if len(json.dumps(["\n".join(lines), "\n".join(text)])) <= room:
+            break
+        fewer, _ = format_traceback(failure, json_beginning, _MAX_JSON_TEXT, _MAX_OTHER_JSON_TEXT, most)
+        lines = without_source(fewer)
+        if left_out := _count_places(frames) - _count_places(lines):
+            lines.insert(0, f"…({left_out} frames)")
+    return lines[-MAX_TRACEBACK_LINES:], text
 
 
 def format_traceback(
@@ -78,9 +125,15 @@ def without_source(lines: Iterable[str]) -> list[str]:
     return kept
 
 
-def count_places(lines: Iterable[str]) -> int:
+def _count_places(lines: Iterable[str]) -> int:
     """Return how many frames a traceback shows."""
     return sum(_PLACE.match(line) is not None for line in lines)
+
+
+def _is_underline(line: str) -> bool:
+    """Whether it only shows which part of the line before is meant."""
+    marks = line.strip(" |")
+    return bool(marks) and not marks.strip("^~")
 
 
 def _tame_names(exception: traceback.TracebackException, cut: Cut) -> None:

@@ -21,11 +21,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import IO, Any
 
-from ._json_lines import TRACEBACK, fitted, is_group, json_beginning
+from ._json_lines import TRACEBACK, fitted
 from ._log_repeats import RepeatFilter
-from ._log_tracebacks import count_places, format_traceback, without_source
+from ._log_tracebacks import json_traceback, text_traceback
 from ._log_writer import LineWriter
-from ._text import beginning, named, printable
+from ._text import named, printable
 
 TRACE = 5
 _OFF = logging.CRITICAL + 10
@@ -44,18 +44,6 @@ MAX_LINE = 1024
 
 # They repeat themselves for as long as what they talk to is away.
 _REPETITIVE_LIBRARIES = ("opentelemetry", "urllib3")
-
-# Of a traceback its first lines, and many more of its last, where the failure is.
-MAX_TRACEBACK_LINES = 40
-_FIRST_LINES = 8
-_MAX_TRACEBACK_WIDTH = 200
-
-# Bytes of an exception's text, and of each one's that it comes from: beside it there is room for where it was raised.
-_MAX_TEXT = 2000
-_MAX_JSON_TEXT, _MAX_OTHER_JSON_TEXT = 300, 60
-
-# Of each exception of a group that has not enough room with all of them.
-_FEWER_FRAMES = (4, 3, 2, 1)
 
 _MAX_LEVEL = 20
 _LEVEL_NAMES = {TRACE: "TRACE", logging.WARNING: "WARN", logging.CRITICAL: "ERROR"}
@@ -240,19 +228,8 @@ class TextFormatter(logging.Formatter):
         line = _clipped(head + (f"{message} {fields}" if fields else message))
         if self._is_colored:
             line = line.replace(f" {level} ", f" \x1b[{_LEVEL_COLORS.get(level, '0')}m{level}\x1b[0m ", 1)
-        return "\n".join([line, *(_clipped(f"    {printable(each, MAX_LINE)}") for each in _traceback_of(record))])
-
-
-def _traceback_of(record: logging.LogRecord) -> list[str]:
-    if not record.exc_info or record.exc_info[1] is None:
-        return []
-    frames, text = format_traceback(record.exc_info[1], beginning, _MAX_TEXT, _MAX_TEXT)
-    lines = frames + text
-    if len(lines) > MAX_TRACEBACK_LINES >= len(places := without_source(frames)) + len(text):
-        lines = places + text
-    if (left_out := len(lines) - MAX_TRACEBACK_LINES + 1) > 1:
-        lines[_FIRST_LINES : _FIRST_LINES + left_out] = [f"…({left_out} lines)"]
-    return lines
+        traceback = text_traceback(record.exc_info[1]) if record.exc_info and record.exc_info[1] is not None else []
+        return "\n".join([line, *(_clipped(f"    {printable(each, MAX_LINE)}") for each in traceback)])
 
 
 class JsonFormatter(logging.Formatter):
@@ -276,28 +253,8 @@ class JsonFormatter(logging.Formatter):
             fields.setdefault(key, value if is_plain else str(value))
         if record.exc_info and record.exc_info[1] is not None:
             room = MAX_LINE - len(json.dumps(fields))
-            fields[TRACEBACK], fields["exception"] = map("\n".join, _json_traceback_of(record.exc_info[1], room))
+            fields[TRACEBACK], fields["exception"] = map("\n".join, json_traceback(record.exc_info[1], room))
         return fitted(fields, MAX_LINE)
-
-
-def _json_traceback_of(failure: BaseException, room: int) -> tuple[list[str], list[str]]:
-    """Return the lines of a traceback, and those of its exception's text.
-
-    Where they are longer than ``room``, what matters least is left out: what stands at each place in the source, and of
-    a group and of each of its members the first places.
-    """
-    all_frames, text = format_traceback(failure, json_beginning, _MAX_JSON_TEXT, _MAX_OTHER_JSON_TEXT)
-    lines = all_frames = [line[:_MAX_TRACEBACK_WIDTH] for line in all_frames if not _is_underline(line)]
-    for most in (None, *_FEWER_FRAMES):
-        if len(json.dumps(["\n".join(lines), "\n".join(text)])) <= room:
-            break
-        if most is not None and not any(map(is_group, all_frames)):
-            break  # its end is what matters, and is kept
-        frames, _ = format_traceback(failure, json_beginning, _MAX_JSON_TEXT, _MAX_OTHER_JSON_TEXT, most)
-        lines = without_source(frames)
-        if left_out := count_places(all_frames) - count_places(lines):
-            lines.insert(0, f"…({left_out} frames)")
-    return lines[-MAX_TRACEBACK_LINES:], text
 
 
 def plain_line(level: str, name: str, text: str) -> str:
@@ -349,9 +306,3 @@ def _clipped(line: str) -> str:
         return line
     raw = line.encode(errors="backslashreplace")
     return line if len(raw) < MAX_LINE else raw[: MAX_LINE - 4].decode(errors="ignore") + "…"
-
-
-def _is_underline(line: str) -> bool:
-    """Whether it only shows which part of the line before is meant."""
-    marks = line.strip(" |")
-    return bool(marks) and not marks.strip("^~")

@@ -113,28 +113,6 @@ def served(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         assert worker.signal_and_wait(signal.SIGTERM) == 0
 
 
-# -- calls -----------------------------------------------------------------------------------------------------------
-
-
-def test_k01_a_call_that_a_dead_worker_does_not_take_goes_to_the_next(
-    served: Served, store: Path, tmp_path: Path
-) -> None:
-    """Every call had failed until its record was too old, where the dead one came first."""
-    kv = tmp_path / "kv" / "v1" / "instances"
-    kv.mkdir(parents=True, mode=0o700)
-    (alive,) = (path for path in (store / "v1" / "instances").iterdir() if "echo" in path.name)
-    record = json.loads(alive.read_text())
-    (kv / alive.name).write_text(alive.read_text())
-    dead = {**record, "instance_id": 1, "transport": {"tcp": f"127.0.0.1:1/{'0' * 15}1/backend/echo"}}
-    (kv / alive.name.replace(f"{record['instance_id']:x}", "1")).write_text(json.dumps(dead))
-    for _ in range(2):
-        called = run("call", "demo.backend.echo", "-d", "1", "--file-kv", str(tmp_path / "kv"), cwd=tmp_path)
-        assert (called.returncode, called.stdout) == (0, "1\n"), called.stderr
-    direct = ("--direct", "1")
-    called = run("call", "demo.backend.echo", *direct, "-d", "1", "--file-kv", str(tmp_path / "kv"), cwd=tmp_path)
-    assert called.returncode != 0 and "cannot connect" in called.stderr
-
-
 # -- models ----------------------------------------------------------------------------------------------------------
 
 

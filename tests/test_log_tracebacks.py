@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from ingress._log_tracebacks import without_source
-from ingress._logging import MAX_LINE, MAX_TRACEBACK_LINES, JsonFormatter, TextFormatter, request_scope
+from ingress._log_tracebacks import MAX_TRACEBACK_LINES, without_source
+from ingress._logging import MAX_LINE, JsonFormatter, TextFormatter, request_scope
 from ingress.errors import RequestMemoryExhausted
 
 FORGED = (
